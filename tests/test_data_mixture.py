@@ -141,7 +141,7 @@ def test_a_run_file_says_the_mixture(tmp_path):
     assert isinstance(mixture, Mixture)
     assert mixture.shares(0) == {"json": 0.5, "email": 0.5} and mixture.shares(10) == {"json": 0.25, "email": 0.75}
     for wrong, sentence in (
-        ([*entries, {"corpus": "email"}], "two corpora called 'email'"),
+        ([*entries, {"corpus": "email"}], "two corpora named 'email'"),
         ([{"corpus": "json", "wieght": 1}], "wieght"),
         ([{"weight": 1}], "corpus"),
     ):

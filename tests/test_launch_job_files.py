@@ -287,7 +287,7 @@ def test_the_status_of_jobs_is_said_though_one_is_forgotten(run, tmp_path, progr
         (["--on", "slurm", "--env", "A-B=c"], "'A-B' is no name of an environment variable"),
         (["--on", "slurm", "--env", "A"], "--env takes NAME=VALUE"),
         (["--on", "slurm", "--requeues", "-1"], "--requeues must be a whole number >= 0"),
-        (["--on", "slurm", "--at-once", "2"], "--at-once is of a sweep"),
+        (["--on", "slurm", "--at-once", "2"], "--at-once needs a sweep"),
         (["--on", "slurm", "--sweep", "seed"], "--sweep takes KEY=VALUE,VALUE"),
         (["--on", "slurm", "--sweep", "sead=1,2"], "no setting 'sead' (did you mean 'seed'?)"),
         (["--on", "slurm", "--sweep", "optimizer.learning_rate=1e-3,no"], "learning_rate"),

@@ -98,7 +98,7 @@ def test_tensors_that_say_something_else_are_refused_and_others_pass(tmp_path, r
     plain = rope_frequencies(read_spec(tmp_path))
     read(with_tensors(tmp_path, **{name: plain.bfloat16(), "lm_head.weight": head.clone()}))
     for more, said in (
-        ({"lm_head.weight": head + 1e-3}, "ties the output head to the embedding and holds lm_head.weight, which differs"),
+        ({"lm_head.weight": head + 1e-3}, "ties the output head to the embedding but holds lm_head.weight, which differs"),
         ({name: plain / 2}, "other rotary frequencies than the config says"),
         ({"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}, "has a tensor 'model.layers.0.self_attn.q_proj.bias'"),
         ({"model.norm.weight": torch.ones(64, dtype=torch.int8)}, "stored as torch.int8"),

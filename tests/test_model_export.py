@@ -178,7 +178,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(tmp_path):
         ("gguf:q9", "no format 'q9' of gguf"),
         ("onnx", "no layout 'onnx'"),
         ("meta", "no place for heads of 32"),
-        ("gguf", r"no name of a GGUF file"),
+        ("gguf", r"is not a name for a GGUF file"),
     ]:
         with pytest.raises(TenfoldError, match=said):
             export(source, to, out)
@@ -215,7 +215,7 @@ def test_a_model_without_a_tokenizer_is_exported(tmp_path):
 
 
 def test_a_shape_that_groups_of_32_do_not_fill_goes_to_phones_as_floats_alone(tmp_path):
-    with pytest.raises(TenfoldError, match="dim = 48, which groups of 32 do not fill: give --to executorch:f32"):
+    with pytest.raises(TenfoldError, match="dim = 48, which is not a multiple of the group size 32: give --to executorch:f32"):
         export(tiny(tmp_path / "model", dim=48, head_dim=16), "executorch:8da4w", tmp_path / "phone")
     assert not (tmp_path / "phone").exists()
 

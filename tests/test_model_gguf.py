@@ -160,12 +160,12 @@ def changed_header(path, change):
     ({"head_count_kv": [1, 2]}, "layers of several kinds"),
     ({"rope_dimension_count": 2}, "rope.dimension_count = 2"),
     ({"llama.rope.scaling.type": "longrope", "llama.rope.scaling.factor": 2.0}, "longrope"),
-    ({"general.type": "adapter"}, "holds no model but 'adapter'"),
+    ({"general.type": "adapter"}, "does not hold a model but 'adapter'"),
     ({"split.count": 3}, "is one of 3 parts"),
     ({"architecture": "mamba"}, "is a 'mamba' model"),
     ({"tensors": {"blk.0.attn_norm.bias": np.zeros(8, np.float32)}}, "'model.layers.0.input_layernorm.bias'"),
     ({"tensors": {"blk.0.attn_q_norm.weight": np.ones(4, np.float32)}}, "'blk.0.attn_q_norm.weight'"),
-    ({"tensors": {"rope_freqs.weight": np.array([1.0, 3.0], np.float32)}}, "otherwise than Llama 3.1"),
+    ({"tensors": {"rope_freqs.weight": np.array([1.0, 3.0], np.float32)}}, "rope scaling that is not Llama 3.1's"),
 ])  # fmt: skip
 def test_a_header_that_changes_the_answer_is_read_or_refused_by_name(tmp_path, change, named):
     with pytest.raises(TenfoldError, match=named):

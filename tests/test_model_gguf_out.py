@@ -61,7 +61,7 @@ def test_experts_answer_in_llamacpp_as_here_and_are_read_again(tmp_path, stretch
         ({"attention_chunk": 64}, "attention in chunks of 64 tokens"),
         ({"nope_every": 2}, "other global layers"),
         ({"qk_norm": False}, "qk_norm = False with 4 experts"),
-        ({"temperature_floor": 100}, "do not grow by 0.1"),
+        ({"temperature_floor": 100}, "differs from temperature_floor = 8192"),
     ],
 )
 def test_a_model_that_llamacpp_would_compute_otherwise_is_refused(tmp_path, changes, said):
@@ -102,7 +102,7 @@ def test_a_tokenizer_that_scores_do_not_say_is_refused(tmp_path):
     source = sentencepiece_model(tmp_path / "model")
     stored = json.loads((source / "tokenizer.json").read_text())
     for change, said in (
-        ({"merges": stored["model"]["merges"][:-1]}, "merges that scores of pieces do not lead to"),
+        ({"merges": stored["model"]["merges"][:-1]}, "merges that cannot be expressed as scores"),
         ({"vocab": {k: v for k, v in stored["model"]["vocab"].items() if k != "<0x00>"}}, "no tokens for some bytes"),
     ):
         other = Tokenizer.from_str(json.dumps(stored | {"model": stored["model"] | change}))

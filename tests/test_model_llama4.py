@@ -194,8 +194,8 @@ def test_a_shape_that_cannot_be_is_one_sentence(changes, sentence):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda c: c | {"no_rope_layers": [1, 0, 0, 1]}, "global layers of .* must stand at equal distances"),
-        (lambda c: c | {"moe_layers": [0, 3]}, "layers with experts of .* must stand at equal distances"),
+        (lambda c: c | {"no_rope_layers": [1, 0, 0, 1]}, "global layers of .* must be every k-th layer"),
+        (lambda c: c | {"moe_layers": [0, 3]}, "layers with experts of .* must be every k-th layer"),
         (lambda c: c | {"num_local_experts": 3}, "has shape .4, .*its config says .3, "),
         (lambda c: c | {"model_type": "mixtral"}, "'mixtral' model: only 'llama', 'llama4', 'llama4_text'.* can be read"),
         (lambda c: {k: v for k, v in c.items() if k != "num_local_experts"}, "lacks 'num_local_experts'"),

@@ -10,10 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from tenfold.learn.options import LoRAOptions, TuneSettings
 from tenfold.learn.tune import tune
+from tenfold.model.build import make_shapes
 from tenfold.model.io.huggingface import read_model
 from tenfold.model.io.peft import read_adapter, write_adapter
 from tenfold.model.lora import LoRALinear, add_lora, merge_lora
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.shapes import llama4_shape
 
 TOKENS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(0))
 
@@ -64,13 +66,18 @@ def test_peft_reads_ours_and_we_read_pefts(base, tmp_path):
 
 
 def test_what_is_no_plain_adapter_is_refused(base, tmp_path):
-    with pytest.raises(TenfoldError, match="no adapter of PEFT's"):
+    with pytest.raises(TenfoldError, match="is not a PEFT adapter"):
         read_adapter(read_model(base), tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = peft.LoraConfig(r=3, target_modules=["q_proj"], use_rslora=True, task_type="CAUSAL_LM")
     peft.get_peft_model(theirs, config).save_pretrained(tmp_path / "rs")
-    with pytest.raises(TenfoldError, match="no plain LoRA"):
+    with pytest.raises(TenfoldError, match="is not plain LoRA"):
         read_adapter(read_model(base), tmp_path / "rs")
+
+
+def test_a_model_with_experts_is_refused_before_it_is_trained():
+    with pytest.raises(TenfoldError, match="has experts, and adapters of experts cannot be saved"):
+        add_lora(make_shapes(llama4_shape(64, 300)), 4, 8.0)
 
 
 def test_a_run_writes_its_adapter_and_the_merged_model(base, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer, sentencepiece_model_pb2
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import AutoTokenizer
 
@@ -75,7 +75,9 @@ def test_what_tokenizers_cannot_do_of_sentencepiece_is_refused(tmp_path):
         (tmp_path / "tokenizer.model").write_bytes(trained(**options, hard_vocab_limit=False))
         with pytest.raises(TenfoldError, match=sentence):
             read_tokenizer(tmp_path)
-    for damaged in (b"", b"no model", trained(model_type="bpe")[:-3000]):
+    unknown = sentencepiece_model_pb2.ModelProto.FromString(trained(model_type="bpe"))
+    unknown.trainer_spec.unk_id = 10**6
+    for damaged in (b"", b"no model", trained(model_type="bpe")[:-3000], unknown.SerializeToString()):
         (tmp_path / "tokenizer.model").write_bytes(damaged)
         with pytest.raises(TenfoldError, match=r"tokenizer.model cannot be read as a SentencePiece model"):
             read_tokenizer(tmp_path)
@@ -142,8 +144,12 @@ def test_tekken_has_its_split_and_special_tokens_first(tmp_path):
         assert vocabulary.pad == (None if special else 11) and vocabulary.special["<SPECIAL_29>"] == 29
         expected = [[token + 30 for token in theirs.encode_ordinary(text)] for text in LINES]
         assert TextEncoder(read_tokenizer(tmp_path))(LINES) == expected
-    (tmp_path / "tekken.json").write_text("{}")
-    with pytest.raises(TenfoldError, match=r"tekken.json cannot be read as a tokenizer of Mistral's"):
+    for damaged in ({}, {"config": config | {"pattern": "("}, "vocab": vocab}):
+        (tmp_path / "tekken.json").write_text(json.dumps(damaged))
+        with pytest.raises(TenfoldError, match=r"tekken.json cannot be read as a Mistral tokenizer"):
+            read_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(TenfoldError, match=r"generation_config.json is not a JSON object"):
         read_tokenizer(tmp_path)
 
 

@@ -86,7 +86,7 @@ def test_the_loss_reaches_the_pixels_and_the_encoder():
 
 def test_the_wrong_number_of_patch_tokens_is_one_sentence():
     model = seeing_model()
-    with pytest.raises(TenfoldError, match="The text has 27 patch tokens, but 2 tiles of images give 18: write 9 for each"):
+    with pytest.raises(TenfoldError, match="has 27 patch tokens, but its 2 image tiles need 18: write 9 patch tokens for each"):
         model(text_with_images([1, 2]), pixels=torch.rand(2, 3, 24, 24))
     with pytest.raises(TenfoldError, match="no image encoder"):
         Llama4(replace(SPEC, vision=None))(text_with_images([1]), pixels=torch.rand(1, 3, 24, 24))

@@ -226,7 +226,7 @@ def test_errors_are_one_sentence(tmp_path, tenfold):
     for arguments, sentence in (
         (("climb", "--corpus", tmp_path / "nothing", "--home", tmp_path / "h"), "There is no corpus"),
         (("climb", "--again", "--home", tmp_path / "h2"), "no finished generation"),
-        (("resume", tmp_path), "is no run"),
+        (("resume", tmp_path), "is not a run"),
         (("sample", tmp_path), "no tokenizer.json"),
         (("law", "fit", tmp_path / "x.csv"), "There is no file"),
     ):

@@ -165,5 +165,5 @@ def test_an_adapter_of_another_model_is_a_sentence(options, adapters, tmp_path):
         make_engine(EngineOptions(other, kv_cache_gib=0.01, threads=1, lora_modules=options.lora_modules))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "adapter_config.json").write_text(json.dumps({}))
-    with pytest.raises(TenfoldError, match="no adapter of PEFT's"):
+    with pytest.raises(TenfoldError, match="is not a PEFT adapter"):
         make_engine(EngineOptions(other, kv_cache_gib=0.01, threads=1, lora_modules=(f"a={tmp_path / 'empty'}",)))

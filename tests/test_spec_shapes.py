@@ -120,6 +120,8 @@ def test_a_run_by_compute_takes_the_law_of_the_newest_climb_and_keeps_it(tmp_pat
     law_of(tmp_path, "g3", "llama3", 1e14, params=3e6)
     assert with_own_law(asked, tmp_path, directory) == config
     assert with_own_law(asked, tmp_path, tmp_path / "another").law == str(tmp_path / "g3" / "law.json")
+    images = RunConfig(flops=1e15, model={"vision": {"n_layers": 2}})  # says nothing of the text model's size
+    assert with_own_law(images, tmp_path, tmp_path / "another").law == str(tmp_path / "g3" / "law.json")
     shaped = RunConfig(flops=1e15, model={"width": 64})
     assert with_own_law(shaped, tmp_path, tmp_path / "another") is shaped
 

@@ -7,8 +7,11 @@ import torch
 from run_configs import run_config
 
 from tenfold.model.io.huggingface import read_model, write_model
+from tenfold.model.llama import Llama
 from tenfold.model.llama4 import Llama4
-from tenfold.spec.shapes import llama4_shape
+from tenfold.model.lora import LoRALinear, add_lora
+from tenfold.spec.shapes import llama4_shape, llama_shape
+from tenfold.train import start
 from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.fp8 import convert, use_fp8, why_not
 from tenfold.train.tasks.pretrain import pretrain
@@ -16,7 +19,7 @@ from tenfold.train.tasks.pretrain import pretrain
 
 def test_where_the_hardware_lacks_it_a_run_says_so_and_is_the_run_without_it(corpus, tmp_path):
     small = {"model": {"width": 16}, "tokens": 4000, "seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048}
-    with pytest.warns(UserWarning, match="fp8 was asked for and does nothing: this run is not on a GPU; the run trains in float32"):
+    with pytest.warns(UserWarning, match="fp8 was requested but does nothing: this run is not on a GPU; the run trains in float32"):
         asked = pretrain(run_config(fp8=True, device="cpu", dtype="float32", **small), corpus, tmp_path / "asked", quiet=True)
     plain = pretrain(run_config(device="cpu", dtype="float32", **small), corpus, tmp_path / "plain", quiet=True)
     assert asked.loss == plain.loss
@@ -58,6 +61,23 @@ def test_linear_layers_in_fp8_compute_nearly_the_same_and_are_written_plain(tmp_
     write_model(model, tmp_path / "after")
     for a, b in zip(read_model(tmp_path / "before").parameters(), read_model(tmp_path / "after").parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_layers_with_adapters_are_left_as_they_are():
+    pytest.importorskip("torchao")
+    model = Llama(llama_shape(64, 256))
+    add_lora(model, 4, 8.0)
+    assert convert(model, emulate=True) == (0, 0)
+    assert sum(isinstance(module, LoRALinear) for module in model.modules()) == 5 * model.spec.n_layers
+
+
+def test_layers_are_converted_before_the_model_is_distributed(corpus, tmp_path, monkeypatch):
+    order, parallelize = [], start.parallelize
+    monkeypatch.setattr(start, "use_fp8", lambda *_: order.append("fp8") or "in 8 bits")
+    monkeypatch.setattr(start, "parallelize", lambda *given: order.append("parallelize") or parallelize(*given))
+    small = {"model": {"width": 16}, "tokens": 4000, "seq_len": 64, "batch_size": 4, "evaluate_tokens": 2048}
+    pretrain(run_config(fp8=True, device="cpu", dtype="float32", **small), corpus, tmp_path / "run", quiet=True)
+    assert order == ["fp8", "parallelize"]
 
 
 def test_where_the_gpu_has_it_experts_multiply_by_the_grouped_kernel():

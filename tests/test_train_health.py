@@ -107,7 +107,7 @@ def test_a_loss_that_leaves_its_course_goes_back_and_around(corpus, tmp_path):
 def test_a_loss_that_stays_high_or_has_no_way_back_stops_in_one_sentence(corpus, tmp_path):
     with pytest.raises(TenfoldError, match="no checkpoint of step 50 or earlier"):
         pretrain_with([], run_config(**SPIKING, save_every_s=1e9), corpus, tmp_path / "a", poisoned(60))
-    with pytest.raises(TenfoldError, match="after 5 returns: lower learning_rate"):
+    with pytest.raises(TenfoldError, match="after 5 rollbacks: lower learning_rate"):
         pretrain_with([], run_config(**SPIKING, save_every_s=0.0, keep_last=100), corpus, tmp_path / "b", poisoned(120))
 
 
@@ -121,6 +121,14 @@ def test_patience_is_counted_in_steps_however_seldom_losses_come(every):
     assert spike.value.before <= rises - health.PATIENCE
     assert rises - spike.value.before <= health.PATIENCE + every
     assert 0 <= spike.value.step - rises <= max(health.PATIENCE, 2 * every)
+
+
+@pytest.mark.parametrize("every", [60, 100, 500])
+def test_steady_losses_are_no_spike_however_seldom_they_come(every):
+    detector = LossSpikeDetector(2.0)
+    for step in range(every, 20 * every, every):
+        detector.look(4.0, step)
+    assert detector.usual == pytest.approx(4.0)
 
 
 def test_one_high_loss_among_others_is_no_spike():

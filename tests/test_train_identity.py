@@ -217,7 +217,7 @@ class Poison(Hook):
 
 def test_weights_that_are_no_numbers_are_no_result(corpus, tmp_path):
     for _ in range(2):  # the second start finds the saved weights
-        with pytest.raises(TenfoldError, match="not finite numbers, and so to no model"):
+        with pytest.raises(TenfoldError, match="not finite numbers, so no model is written"):
             pretrain_with([Poison()], run_config(**SMALL), corpus, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists() and read_result(tmp_path / "run") is None
     pretrain(run_config(**SMALL), corpus, tmp_path / "good", quiet=True)

@@ -23,6 +23,7 @@ from tenfold.data.text.batches import validation_batches
 from tenfold.model.io.huggingface import read_model
 from tenfold.spec.errors import TenfoldError
 from tenfold.train import checkpoint, run_file
+from tenfold.train.hook import Hook
 from tenfold.train.metrics import read_metrics
 from tenfold.train.optim.hyperparameters import derive
 from tenfold.train.optim.schedule import schedule
@@ -123,6 +124,19 @@ def test_sigterm_saves_and_leaves(corpus, tmp_path):
     assert not result.finished and result.step == 7
     assert (tmp_path / "checkpoint" / "step-00000007" / "manifest.json").exists()
     assert pretrain(run_config(tokens=20_000, **SMALL), corpus, tmp_path, quiet=True).finished
+
+
+class Started(Hook):
+    started = False
+
+    def start(self, run):
+        self.started = True
+
+
+def test_two_hooks_of_one_class_are_both_started(corpus, tmp_path):
+    hooks = [Started(), Started()]
+    pretrain_with(hooks, run_config(tokens=2000, **SMALL), corpus, tmp_path / "run")
+    assert all(hook.started for hook in hooks)
 
 
 def test_a_damaged_checkpoint_is_passed_over(corpus, tmp_path):

@@ -71,7 +71,7 @@ def test_what_cannot_be_upcycled_or_begun_from_is_one_sentence(dense, corpus, tm
     write_model(
         Llama(ModelSpec("small", dim=32, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=80, vocab_size=300)), tmp_path / "small"
     )
-    with pytest.raises(TenfoldError, match="has a vocabulary of 300 and the corpus one of 400"):
+    with pytest.raises(TenfoldError, match="has 300 tokens in its vocabulary, but the corpus has 400"):
         pretrain(run_config(tokens=4000, init_from=str(tmp_path / "small"), **SMALL), corpus, tmp_path / "run", quiet=True)
     train_tokenizer(["some other text"], 270).save(str(tmp_path / "wide" / "tokenizer.json"))
     with pytest.raises(TenfoldError, match="has another tokenizer than the corpus"):

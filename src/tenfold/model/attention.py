@@ -1,9 +1,13 @@
-"""Attention: one function for every mask, and for a cache of keys and values. Masks are made once a pass for all layers.
+"""Attention: one function for every kind of mask, and for a cache of keys and values.
 
-A mask is None (plain causal), a tensor [B, 1, T, T] where True attends, or blocks: which tiles of the square hold
-anything at all, so that a kernel skips the others (FlexAttention, Dong et al., arXiv 2412.05496). That kernel trains
-on GPUs alone; on a CPU, which only tests use, blocks are made into a tensor. Where text is generated, a layer's cache
-stands in the place of the mask.
+A mask is made once per forward pass and shared by all layers. It is one of:
+
+- None: plain causal attention.
+- A bool tensor [B, 1, T, T]: True where a query attends to a key.
+- A `BlockMask`: the non-empty tiles of the [T, T] square, so that the kernel skips the others (FlexAttention, Dong et
+  al., arXiv 2412.05496). That kernel computes gradients on GPUs only. On a CPU, where only tests use a `BlockMask`, it is
+  expanded to a bool tensor.
+- A `LayerCache`: during generation, the layer's cache is given in place of the mask.
 """
 
 from collections.abc import Callable
@@ -27,16 +31,17 @@ FASTEST_FIRST = [
 
 
 class Cache(Protocol):
-    """Keys and values of the tokens before, for all layers. `positions` [T] are those of the new tokens."""
+    """Keys and values of the preceding tokens, for all layers. `positions` [T] are the positions of the new tokens."""
 
     positions: Tensor
 
     def layer(self, number: int, chunk: int = 0) -> "LayerCache":
-        """The cache of a layer whose queries attend within chunks of `chunk` positions; 0 is no chunks."""
+        """The cache of layer `number`, whose queries attend within chunks of `chunk` positions; 0 means no chunks."""
         ...
 
 
-# Stores keys and values of new tokens, and gives what their queries take from all values; shapes as in `attend`.
+# Called with the queries, keys and values of the new tokens: stores the keys and values, and returns the attention of the
+# queries over everything stored. Shapes are those of `attend`.
 LayerCache = Callable[[Tensor, Tensor, Tensor], Tensor]
 Mask = Tensor | BlockMask | LayerCache | None
 
@@ -49,10 +54,10 @@ def document_mask(document: Tensor) -> Tensor:
 
 
 def document_blocks(document: Tensor) -> BlockMask:
-    """The same mask as blocks; T must be a multiple of `BLOCK`.
+    """The mask of `document_mask` as a `BlockMask`; T must be a multiple of `BLOCK`.
 
-    Which tiles are empty, full or mixed follows from the least and largest document number in each `BLOCK` tokens, so
-    the square of T by T is never made.
+    The smallest and largest document number in each run of `BLOCK` tokens decide which tiles are empty, full or mixed, so
+    no T x T tensor is allocated.
     """
     B, T = document.shape
     number = document.unflatten(1, (T // BLOCK, BLOCK))
@@ -72,13 +77,13 @@ def document_blocks(document: Tensor) -> BlockMask:
 
 
 def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row of bool [B, rows, columns]: how many tiles are set, and the columns ordered so that these come first."""
+    """For each row of bool [B, rows, columns]: the number of tiles that are set, and the column numbers, set ones first."""
     first = tiles.int().argsort(stable=True, dim=-1, descending=True)
     return tiles.sum(-1, dtype=torch.int32)[:, None], first.int()[:, None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Attention [B, heads, T, head_dim] of queries over keys and values, which may have fewer heads."""
+    """Attention [B, heads, T, head_dim] of queries q over keys k and values v, which may have fewer heads (grouped queries)."""
     grouped = q.shape[1] != k.shape[1]
     if isinstance(mask, BlockMask):
         if q.is_cuda:
@@ -90,10 +95,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
 
 
 def dense(blocks: BlockMask) -> Tensor:
-    """Blocks as bool [B, 1, T, T]: where the kernel attends."""
-    looked_at = blocks.to_dense().bool().repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
-    B, H, Q, KV = looked_at.shape
-    return looked_at & create_mask(blocks.mask_mod, B, H, Q, KV, str(looked_at.device))
+    """A `BlockMask` as a bool tensor [B, 1, T, T], True where the kernel attends."""
+    tiles = blocks.to_dense().bool().repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)
+    B, H, Q, KV = tiles.shape
+    return tiles & create_mask(blocks.mask_mod, B, H, Q, KV, str(tiles.device))
 
 
 def _flex_kernel() -> Any:
@@ -106,5 +111,5 @@ def _compiled_flex() -> Callable[..., Any]:
 
 
 def fastest_attention(device: torch.device) -> AbstractContextManager:
-    """A context in which PyTorch's attention tries cuDNN's kernel first, which on Hopper is faster than FlashAttention 2."""
+    """A context in which PyTorch's attention tries cuDNN's kernel first, because it is faster than FlashAttention 2 on Hopper."""
     return sdpa_kernel(FASTEST_FIRST, set_priority=True) if device.type == "cuda" else nullcontext()

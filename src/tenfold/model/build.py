@@ -1,4 +1,4 @@
-"""Models of any family, with weights or without."""
+"""Build a model of any family, with or without memory for its weights."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from tenfold.spec.model import ModelSpec
 
 
 def make_model(spec: ModelSpec) -> Llama:
-    """A model of the spec's family with fresh weights."""
+    """A model of the spec's family with randomly initialized weights."""
     return family_of(spec).build(spec)
 
 
 def make_shapes(spec: ModelSpec) -> Llama:
-    """The same model on the device `meta`: its weights have shapes and no memory."""
+    """The same model on the meta device: its weights have shapes but no memory."""
     with torch.device("meta"), _NoInitialization():
         return make_model(spec)
 
 
 class _NoInitialization(TorchFunctionMode):
-    """Skips `torch.nn.init`: on the device `meta` it has no effect, but makes PyTorch import its compiler, which takes seconds."""
+    """Skips `torch.nn.init`: it has no effect on the meta device, but makes PyTorch import its compiler, which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

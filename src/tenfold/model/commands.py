@@ -1,4 +1,4 @@
-"""Commands that change models: upcycle a dense one into experts, export one for another tool."""
+"""Commands on stored models: upcycle a dense model to a mixture of experts, export a model for another tool."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,15 +13,17 @@ Experts = Annotated[int, Meta(ge=1, le=2**16)]
 
 
 def upcycle(
-    dense: Annotated[Path, Meta(description="A generation, or a Hugging Face directory or GGUF file of a dense Llama 3.")],
+    dense: Annotated[Path, Meta(description="The dense Llama 3: a generation, a Hugging Face directory or a GGUF file.")],
     /,
     *,
-    out: Annotated[Folder, Meta(description="Where the model with experts is written, in Hugging Face layout.")],
-    experts: Annotated[Experts, Meta(description="Experts in each layer; a token goes through one of them and a shared one.")] = 16,
-    seed: Annotated[Seed, Meta(description="Seed of the routers.")] = 0,
+    out: Annotated[Folder, Meta(description="Folder for the model with experts, in Hugging Face layout; it must be empty.")],
+    experts: Annotated[
+        Experts, Meta(description="Routed experts per layer; each token uses one of them and one shared expert.")
+    ] = 16,
+    seed: Annotated[Seed, Meta(description="Random seed for the router weights.")] = 0,
     json: Json = False,
 ) -> None:
-    """Make a dense Llama 3 into a Llama 4 with experts that computes the same, to be trained on.
+    """Convert a dense Llama 3 to a Llama 4 with experts that computes nearly the same function, as a start for more training.
 
     Example: tenfold upcycle generations/g1 --out wide && tenfold train --flops 1e12 --init-from wide
     """
@@ -49,13 +51,21 @@ def export(
     model: Annotated[Path, Meta(description="A generation, a Hugging Face directory or a GGUF file.")],
     /,
     *,
-    to: Annotated[str, Meta(description="gguf:f16, q8_0, q4_0, q4_k, ...; hf:f32, ...; meta:bf16, ...; executorch:f32, 8da4w.")],
+    to: Annotated[
+        str,
+        Meta(
+            description="LAYOUT:FORMAT. gguf: f32, f16, bf16, q8_0, q5_0, q4_0, q6_k, q5_k, q4_k; hf: f32, bf16, f16; "
+            "meta: bf16, f16, f32; executorch: f32, 8da4w."
+        ),
+    ],
     out: Annotated[
-        Path | None, Meta(description="The file or folder that is made; by default named after the model, here.")
+        Path | None, Meta(description="File or folder to write; by default one named after the model, in the current folder.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write a model for another tool, open it there where that is installed, and compare, before it stands under its name.
+    """Write a model in another tool's format, and compare the export with the model.
+
+    Where the other tool is installed, it opens the export too. An export that does not compute the same model is deleted.
 
     Example: tenfold export generations/g1 --to gguf:q8_0
     """

@@ -1,7 +1,8 @@
-"""`Family`: all that the rest of Tenfold knows of a family of models. A new one is one file and an entry point `tenfold.families`.
+"""`Family`: everything the rest of Tenfold knows about a family of models. A new family is one file and an entry point in
+`tenfold.families`.
 
-`shape` and `role` are also asked for where PyTorch is not imported, so the built-in families import their modules when `build` or
-`weights` is called.
+`shape` and `role` are also used where PyTorch is not imported, so the built-in families import their PyTorch modules only when
+`build` or `weights` is called.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Role(Enum):
-    """What a weight is for. It decides how the weight is initialized, how fast it learns, and whether it decays.
+    """What a weight is for. The role decides its initialization, its learning rate, and whether it has weight decay.
 
-    A weight that stacks the matrices of all experts has the role of a single matrix.
+    A weight that stacks the matrices of all experts has the role of a single such matrix.
     """
 
-    EMBEDDING = auto()  # a table that is looked up
+    EMBEDDING = auto()  # a look-up table
     HEAD = auto()  # hidden states to logits
-    VECTOR = auto()  # norms, and an image encoder's biases
-    BIAS = auto()  # a vector that is added, and begins at zero
+    VECTOR = auto()  # weights of norms, and in an image encoder the biases and the class token
+    BIAS = auto()  # a vector that is added; initialized to zero
     MATRIX = auto()  # a hidden matrix
     RESIDUAL = auto()  # a hidden matrix that writes to the residual stream
     ROUTER = auto()  # hidden states to scores of experts
@@ -46,10 +47,10 @@ class Role(Enum):
 
 
 class Family(NamedTuple):
-    """A family: the class of its specs, and functions of them.
+    """A family of models: the class of its specs, and the functions that depend on the family.
 
-    `build` makes a model with fresh weights. `shape` gives the spec of a width and a vocabulary size. `role` takes the name
-    of a weight as in `named_parameters`. `weights` says how other tools name and order the weights.
+    `build` makes a model with randomly initialized weights. `shape` gives the spec for a width and a vocabulary size. `role`
+    gives the role of a weight by its name in `named_parameters`. `weights` describes how other tools name and store the weights.
     """
 
     spec: type[ModelSpec]
@@ -96,7 +97,7 @@ def llama4_role(name: str) -> Role:
 
 
 def _later(module: str, name: str) -> Callable[..., Any]:
-    """A function that imports a module of this room when it is called, and calls `name` there."""
+    """A function that, when called, imports `tenfold.model.<module>` and calls its function `name`."""
     return lambda *arguments: getattr(import_module(f"tenfold.model.{module}"), name)(*arguments)
 
 

@@ -1,4 +1,4 @@
-"""The first weights of a model, by the role of each."""
+"""Weight initialization, by the role of each weight."""
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,20 @@ EMBEDDING_STD = 0.1
 
 
 def initialize(module: nn.Module, spec: ModelSpec, prefix: str = "") -> None:
-    """Draw the weights of `module` from the global generator in the order of their names, which begin with `prefix`."""
+    """Initialize all weights of `module` from PyTorch's global generator, in the order of `named_parameters`.
+
+    `prefix` is the name of `module` within the model, with a dot at its end.
+    """
     for name, p in module.named_parameters():
         draw(prefix + name, p, spec)
 
 
 def draw(name: str, p: Tensor, spec: ModelSpec) -> None:
-    """Draw the weight `name` of a model.
+    """Initialize the weight `p`, whose name in the model is `name`.
 
-    Matrices have variance 1 / fan-in; those that write to the residual stream are divided by sqrt(2 layers), so
-    that its size does not grow with depth. The head has the standard deviation 1 / dim (maximal-update: Yang et
-    al., arXiv 2203.03466, table 8), so that the first logits are small at every width.
+    Matrices have variance 1 / fan-in. Those that write to the residual stream are divided by sqrt(2 * layers), so that the
+    residual stream does not grow with depth. The head has standard deviation 1 / dim (maximal-update parametrisation: Yang
+    et al., arXiv 2203.03466, table 8), so that the initial logits are small at every width.
     """
     role = family_of(spec).role(name)
     if role is Role.VECTOR:
@@ -37,11 +40,11 @@ def draw(name: str, p: Tensor, spec: ModelSpec) -> None:
 
 @torch.no_grad()
 def begin_as_identity(model: nn.Module, spec: ModelSpec) -> None:
-    """Set to zero the head and all that writes to the residual stream.
+    """Set the head, and every matrix that writes to the residual stream, to zero.
 
-    Every block then begins as the identity, and the first loss is log(vocabulary) for every draw (as in Fixup, arXiv
-    1901.09321; its effect is in `docs/LOG.md`). A head that is tied to the embedding keeps its weights, and so does an
-    image encoder.
+    Every block is then the identity, and the initial loss is log(vocab_size) whatever the seed (as in Fixup, arXiv
+    1901.09321; `docs/LOG.md` has the measured effect). A head that is tied to the embedding keeps its weights, and so does
+    the image encoder.
     """
     for name, p in model.named_parameters():
         if begins_at_zero(name, spec):

@@ -1,9 +1,9 @@
-"""Llama 3 in PyTorch: the block's mathematics, top to bottom. It knows nothing of parallelism or training.
+"""Llama 3 in PyTorch, independent of parallelism and training.
 
     h = x + Attention(RMSNorm(x));   out = h + FeedForward(RMSNorm(h))
 
-Reference: llama-models `models/llama3/model.py`. Rotary positions turn neighbouring pairs, as there; Hugging Face
-checkpoints split each head in halves instead, so their rows are permuted on the way in and out.
+Reference: llama-models `models/llama3/model.py`. As there, the rotary embedding rotates adjacent pairs of dimensions. Hugging
+Face rotates the first half of a head against the second half, so the rows of its checkpoints are permuted on reading and writing.
 """
 
 import math
@@ -26,7 +26,7 @@ AttentionInputs = tuple[Tensor | None, Mask, Tensor | None]  # rotary positions,
 
 
 def rope_frequencies(spec: ModelSpec) -> Tensor:
-    """Inverse wavelengths in radians per position, float32 [head_dim / 2], stretched as `spec.rope_scaling` says."""
+    """Rotary frequencies in radians per position, float32 [head_dim / 2], after `spec.rope_scaling`."""
     exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.int64).float() / spec.head_dim
     frequencies = 1.0 / (spec.rope_theta**exponents)
     s = spec.rope_scaling
@@ -41,8 +41,8 @@ def rope_frequencies(spec: ModelSpec) -> Tensor:
 
 
 def _llama3_stretched(frequencies: Tensor, s: RopeScaling) -> Tensor:
-    """As llama-models `apply_scaling`: long wavelengths are divided by `factor`, short ones kept, and those between blended
-    linearly in the inverse wavelength."""
+    """Llama 3.1's scaling (llama-models `apply_scaling`): the frequencies of long wavelengths are divided by `factor`, those of
+    short ones are kept, and those in between are interpolated linearly in the inverse wavelength."""
     wavelengths = 2 * math.pi / frequencies
     long = s.original_context / s.low_freq_factor
     short = s.original_context / s.high_freq_factor
@@ -55,9 +55,9 @@ def _llama3_stretched(frequencies: Tensor, s: RopeScaling) -> Tensor:
 
 
 def _yarn_kept(s: RopeScaling, spec: ModelSpec) -> Tensor:
-    """How much of each frequency YaRN keeps, float32 [head_dim / 2]: 1 where it turns fast, 0 where it turns slowly."""
+    """The share of each frequency that YaRN (arXiv 2309.00071) keeps, float32 [head_dim / 2]: 1 for high frequencies, 0 for low."""
 
-    def pair(turns: float) -> float:  # the number, not whole, of the pair with so many turns in the original context
+    def pair(turns: float) -> float:  # the (fractional) index of the pair that makes `turns` rotations in the original context
         return spec.head_dim * math.log(s.original_context / (turns * 2 * math.pi)) / (2 * math.log(spec.rope_theta))
 
     low, high = pair(s.beta_fast), pair(s.beta_slow)
@@ -69,7 +69,7 @@ def _yarn_kept(s: RopeScaling, spec: ModelSpec) -> Tensor:
 
 
 def rope_magnitude(spec: ModelSpec) -> float:
-    """The factor of cosines and sines: 1, except for YaRN."""
+    """The factor that cosines and sines are multiplied by: 1, except for YaRN."""
     s = spec.rope_scaling
     if s is None or s.rope_type != "yarn":
         return 1.0
@@ -77,7 +77,7 @@ def rope_magnitude(spec: ModelSpec) -> float:
 
 
 def rope_factors(spec: ModelSpec) -> Tensor:
-    """The divisors of the inverse wavelengths under `spec.rope_scaling`, float32 [head_dim / 2], as GGUF files store them."""
+    """What `spec.rope_scaling` divides each rotary frequency by, float32 [head_dim / 2], as GGUF files store it."""
     return rope_frequencies(replace(spec, rope_scaling=None)) / rope_frequencies(spec)
 
 
@@ -88,7 +88,7 @@ def rope_table(spec: ModelSpec, positions: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Turn neighbouring pairs of x [B, T, ..., head_dim] by the angles in `rope` [T, head_dim / 2, 2] (cos, sin)."""
+    """Rotate adjacent pairs of x [B, T, ..., head_dim] by the angles whose cosine and sine are in `rope` [T, head_dim / 2, 2]."""
     while rope.ndim < x.ndim:
         rope = rope.unsqueeze(1)
     pairs = x.unflatten(-1, (-1, 2))
@@ -96,7 +96,7 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
         a, b = pairs.float().unbind(-1)
         cos, sin = rope.unbind(-1)
         return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).to(x.dtype)
-    # Eagerly, one complex product is a quarter of the passes over memory.
+    # In eager mode, one complex product makes a quarter of the passes over memory.
     turned = torch.view_as_complex(pairs.float().contiguous()) * torch.view_as_complex(rope)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
@@ -104,8 +104,8 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions.
 
-    Queries, keys and values come from one product: the rows of `wqkv` are, for each key-value head, the queries that
-    share it, then its key, then its value, `head_dim` rows each. Cutting the rows in equal parts cuts whole groups.
+    One matrix product gives queries, keys and values. The rows of `wqkv` are, for each key-value head: the queries that share
+    it, its key, its value, `head_dim` rows each. Tensor parallelism can therefore split the rows evenly without splitting a group.
     """
 
     def __init__(self, spec: ModelSpec):
@@ -116,15 +116,15 @@ class Attention(nn.Module):
         self.wo = nn.Linear(spec.n_heads * spec.head_dim, spec.dim, bias=spec.attention_bias)
 
     def forward(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
-        """x [B, T, dim]; rope [T, head_dim / 2, 2]; mask None for plain causal; temperature [B, T]."""
+        """Attention of x [B, T, dim]: [B, T, dim]. rope [T, head_dim / 2, 2]; mask None is plain causal; temperature [B, T]."""
         q, k, v = self.qkv(x, rope, temperature)
         return self.mix(q, k, v, mask)
 
     def qkv(self, x: Tensor, rope: Tensor | None, temperature: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, heads, T, head_dim], keys and values [B, kv heads, T, head_dim] of x [B, T, dim].
 
-        Without `rope` queries and keys are not rotated (Llama 4's global layers); with `spec.qk_norm`, rotated ones are then
-        divided by their root mean square; `temperature` scales the queries.
+        Without `rope`, queries and keys are not rotated (Llama 4's global layers). With `spec.qk_norm`, rotated queries and keys
+        are divided by their root mean square. `temperature` scales the queries.
         """
         qkv = self.wqkv(x).unflatten(-1, (-1, self.group + 2, self.head_dim))
         qk, v = qkv.split((self.group + 1, 1), dim=3)
@@ -139,7 +139,7 @@ class Attention(nn.Module):
         return q, k, v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-        """Attention and its output projection, [B, T, dim]; `mask` None is plain causal."""
+        """Attention followed by the output projection: [B, T, dim]. `mask` None is plain causal."""
         return self.wo(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
@@ -157,7 +157,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer; `ffn` is a FeedForward of the spec's width unless another is given."""
+    """One decoder layer. `ffn` is its feed-forward; by default a `FeedForward` of width `spec.ffn_dim`."""
 
     def __init__(self, spec: ModelSpec, ffn: nn.Module | None = None):
         super().__init__()
@@ -170,19 +170,19 @@ class Block(nn.Module):
         return self.fed(self.attended(x, rope, mask, temperature))
 
     def attended(self, x: Tensor, rope: Tensor | None, mask: Mask, temperature: Tensor | None = None) -> Tensor:
-        """x plus its attention."""
+        """x plus the attention of x: the first half of the block."""
         return x + self.attention(self.attention_norm(x), rope, mask, temperature)
 
     def fed(self, h: Tensor) -> Tensor:
-        """h plus its feed-forward."""
+        """h plus the feed-forward of h: the second half of the block."""
         return h + self.ffn(self.ffn_norm(h))
 
 
 class Llama(nn.Module):
-    """The decoder. `forward` gives logits; `loss` never holds them all at once.
+    """The decoder. `forward` returns logits; `loss` computes them in chunks, so that they are never all in memory.
 
-    `mtp`, where a run sets it, is trained on the tokens after the next (`tenfold.model.mtp`). `document_mask` makes
-    the mask of the documents [B, T] of a batch; a run on a GPU sets another one.
+    `mtp` is the multi-token prediction module (`tenfold.model.mtp`), where a run has one. `document_mask` makes the attention
+    mask from the document numbers [B, T] of a batch; a run on a GPU replaces it by one that makes a `BlockMask`.
     """
 
     document_mask: Callable[[Tensor], Mask] = staticmethod(document_mask)
@@ -200,28 +200,28 @@ class Llama(nn.Module):
         initialize(self, spec)
 
     def block(self, layer: int) -> Block:
-        """A new block for `layer`."""
+        """A new block for layer number `layer` (from 0)."""
         return Block(self.spec)
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks, typed."""
+        """The blocks as a list with their type."""
         return cast(list[Block], list(self.blocks.children()))
 
     def forward(self, tokens: Tensor, document: Tensor | None = None, **inputs: Any) -> Tensor:
-        """Logits float32 [B, T, vocab]; `inputs` are those of `embed`."""
+        """Logits float32 [B, T, vocab]. `inputs` are passed on to `embed`."""
         return self.head(self.hidden(tokens, document, **inputs)).float()
 
     def hidden(self, tokens: Tensor, document: Tensor | None = None, **inputs: Any) -> Tensor:
-        """Normed last hidden state [B, T, dim] for tokens [B, T]; attention stays within each document."""
+        """The last hidden state after the final norm, [B, T, dim], for tokens [B, T]; attention stays within each document."""
         return self.norm(self.through(self.embed(tokens, **inputs), document))
 
     def embed(self, tokens: Tensor, pixels: Tensor | None = None) -> Tensor:
-        """Embedded tokens [B, T, dim]. A family with an image encoder also takes `pixels`; others raise TenfoldError."""
+        """Embedded tokens [B, T, dim]. A model with an image encoder also takes `pixels`; others raise TenfoldError."""
         if pixels is not None:
-            raise TenfoldError(f"{self.spec.name} has no image encoder: give it text alone.")
+            raise TenfoldError(f"{self.spec.name} has no image encoder: give it text only.")
         x = self.embedding(tokens)
-        # On a GPU the residual stream is kept in the dtype of the matrix products: half the traffic between them.
+        # On a GPU the residual stream has the dtype of the matrix products, which halves the memory traffic between them.
         return x.to(torch.get_autocast_dtype("cuda")) if x.is_cuda and torch.is_autocast_enabled("cuda") else x
 
     def through(
@@ -232,10 +232,10 @@ class Llama(nn.Module):
         length: int | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """Embedded tokens x [B, T, dim] after all blocks, or after `blocks`, given with the numbers of their layers.
+        """Embedded tokens x [B, T, dim] after all blocks, or after `blocks`, each given with the number of its layer.
 
-        Rows are `length` tokens long, by default T: x may hold a part of their positions. With a `cache`, x [1, T, dim] is at
-        the cache's positions and also attends to the tokens that the cache holds.
+        `length` is the number of tokens in a row, by default T; it is larger where x holds only a part of each row's positions.
+        With a `cache`, x [1, T, dim] stands at the cache's positions and also attends to the tokens in the cache.
         """
         positions = torch.arange(length or x.shape[1], device=x.device) if cache is None else cache.positions
         inputs = self.attention_inputs(positions, document, cache)
@@ -244,7 +244,7 @@ class Llama(nn.Module):
         return x
 
     def attention_inputs(self, positions: Tensor, document: Tensor | None, cache: Cache | None) -> Callable[[int], AttentionInputs]:
-        """What the attention of each layer is given beside the hidden state, as a function of the layer's number."""
+        """A function from the number of a layer to the inputs of its attention other than the hidden state."""
         rope = rope_table(self.spec, positions)
         mask = None if document is None else self.document_mask(document)
         return lambda layer: (rope, mask if cache is None else cache.layer(layer), None)
@@ -252,10 +252,10 @@ class Llama(nn.Module):
     def loss(
         self, tokens: Tensor, targets: Tensor, document: Tensor | None = None, z_loss: float = 0.0, **inputs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Sums over the targets that are not -100: negative log-likelihood in nats, and what training adds to it.
+        """Two sums over the targets that are not -100: the negative log-likelihood in nats, and the additional training losses.
 
-        Training adds the z-loss, `z_loss` times the squared log-partition (PaLM, section 5), and `extra_loss`. `inputs` are
-        those of `embed`.
+        The additional losses are the z-loss, `z_loss` times the squared log-partition (PaLM, arXiv 2204.02311, section 5), and
+        `extra_loss`; they are zero where gradients are off. `inputs` are passed on to `embed`.
         """
         hidden = self.hidden(tokens, document, **inputs)
         nats, extra = cross_entropy(hidden.flatten(0, 1), self.head.weight, targets.flatten(), z_loss)
@@ -264,7 +264,7 @@ class Llama(nn.Module):
         return nats, extra
 
     def extra_loss(self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None) -> Tensor:
-        """Losses beside that of the next token, as a sum over the targets; `hidden` is the state of all tokens."""
+        """Losses other than that of the next token, summed over the targets. `hidden` is the last hidden state [B, T, dim]."""
         if self.mtp is None:
             return torch.zeros((), device=hidden.device)
         return self.mtp(hidden, tokens, targets, document, self.embedding, self.head)

@@ -1,8 +1,8 @@
 """Llama 4 in PyTorch: Llama 3's block with experts, chunked attention and layers without positions.
 
-Three layers of four turn their positions and attend within chunks; the fourth attends to the whole sequence and
-knows no positions. Attention is the same code for all: a chunk is to the mask what a document is. Every `moe_every`-th
-feed-forward is routed (`tenfold.model.moe`). Reference: llama-models `models/llama4/model.py`.
+In the published models, three of every four layers are local: they use rotary positions and attend within chunks. Every fourth
+layer (`nope_every`) is global: it attends to the whole sequence and uses no positions. For the mask, a chunk is treated like a
+document. Every `moe_every`-th feed-forward has experts (`tenfold.model.moe`). Reference: llama-models `models/llama4/model.py`.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,18 @@ def positions_within(document: Tensor) -> Tensor:
 
 
 def chunk_numbers(document: Tensor, position: Tensor, chunk: int) -> Tensor:
-    """Numbers [B, T] that differ where the document or the chunk does; chunks begin anew with every document."""
+    """A number per token [B, T] that is the same for two tokens of a row only if they share document and chunk.
+
+    `position` [B, T] is the token's position in its document; the first chunk of a document begins at position 0.
+    """
     return document * (document.shape[1] // chunk + 1) + position // chunk
 
 
 def attention_temperature(spec: ModelSpec, position: Tensor) -> Tensor | None:
-    """Factors of the queries of layers without positions, float32 like `position`; None where the spec has none.
+    """The factors for the queries of layers without positions, float32 with the shape of `position`; None if the spec has none.
 
-    1 below `temperature_floor`, then growing with the logarithm of the length (llama-models `attn_temperature_tuning`).
+    A factor is 1 below `temperature_floor`, and grows with the logarithm of the position from there (llama-models
+    `attn_temperature_tuning`).
     """
     if not spec.temperature_floor:
         return None
@@ -42,7 +46,7 @@ def attention_temperature(spec: ModelSpec, position: Tensor) -> Tensor | None:
 
 
 class Llama4(Llama):
-    """The decoder, with an image encoder where the spec has one. Attention temperature is left out in training mode."""
+    """The decoder, with an image encoder if the spec has one. Attention temperature applies in evaluation mode only."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
@@ -54,8 +58,8 @@ class Llama4(Llama):
     def embed(self, tokens: Tensor, pixels: Tensor | None = None) -> Tensor:
         """Embedded tokens [B, T, dim].
 
-        `pixels` [tiles, 3, S, S] are the tiles of all images in the order of their patch tokens, whose embeddings the encoder
-        gives. Raises TenfoldError where there are more or fewer patch tokens than the tiles give.
+        `pixels` [tiles, 3, S, S] are the tiles of all images, in the order of their patch tokens. The image encoder computes the
+        embeddings of the patch tokens. Raises TenfoldError if the number of patch tokens does not match the number of tiles.
         """
         if pixels is None or self.vision is None:
             return super().embed(tokens, pixels)
@@ -64,8 +68,8 @@ class Llama4(Llama):
         patches = self.vision(pixels).flatten(0, 1)
         if int(is_patch.sum()) != len(patches):
             raise TenfoldError(
-                f"The text has {int(is_patch.sum())} patch tokens, but {len(pixels)} tiles of images give {len(patches)}: write "
-                f"{self.vision.spec.tokens_per_tile} for each tile."
+                f"The text has {int(is_patch.sum())} patch tokens, but its {len(pixels)} image tiles need {len(patches)}: write "
+                f"{self.vision.spec.tokens_per_tile} patch tokens for each tile."
             )
         return x.masked_scatter(is_patch[..., None], patches.to(x.dtype))
 

@@ -1,7 +1,7 @@
-"""Log-probabilities of chosen tokens, in chunks, so that all logits are never in memory at once.
+"""Log-probabilities of given target tokens, computed in chunks so that the logits are never all in memory.
 
-The loss of preferences and rewards is a function of them, so its gradient is known only when all are: unlike in `loss`, the
-backward pass computes each chunk's logits again.
+Preference and reward losses are functions of these log-probabilities, so their gradient is known only after all of them are
+computed. The backward pass therefore recomputes the logits of each chunk, unlike the one in `tenfold.model.loss`.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ from tenfold.model.loss import chunk_rows
 
 
 def document_log_probs(model: Any, tokens: Tensor, targets: Tensor, document: Tensor, documents: int) -> Tensor:
-    """Log-probability of the targets of each document, summed: float32 [rows, documents], 0 where there is no such document.
+    """The summed log-probability of each document's targets: float32 [rows, documents], 0 for a number that no document has.
 
-    tokens, targets and document are [rows, T]; the documents of a row are numbered below `documents`.
+    tokens, targets and document are [rows, T]; document numbers lie in 0 ... `documents` - 1; targets of -100 do not count.
     """
     chosen = targets >= 0
     values = target_log_probs(model, tokens, targets, document)
@@ -26,14 +26,17 @@ def document_log_probs(model: Any, tokens: Tensor, targets: Tensor, document: Te
 
 
 def target_log_probs(model: Any, tokens: Tensor, targets: Tensor, document: Tensor | None, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each target that is not -100, row by row: float32 [targets]. No other place has logits."""
+    """The log-probability of each target that is not -100, row by row: float32 [targets].
+
+    Logits are divided by `temperature`, and are computed only at these targets.
+    """
     chosen = targets >= 0
     hidden = model.hidden(tokens, document)[chosen]
     return log_probs(hidden, model.head.weight, targets[chosen], temperature)
 
 
 def log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability float32 [n] of the targets [n] after the hidden states [n, dim], for a head [vocab, dim]."""
+    """The log-probabilities float32 [n] of the targets [n], given the hidden states [n, dim] and the head `weight` [vocab, dim]."""
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)

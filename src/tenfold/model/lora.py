@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): the weights of a model stay as they are, and beside each matrix B A is trained."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685): a model's weights are frozen, and a product B A is trained beside each matrix."""
 
 import math
 from typing import Any
@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.model.quantised import QuantisedLinear, make_plain
+from tenfold.spec.errors import TenfoldError
 
 
 class LoRALinear(nn.Linear):
-    """A matrix that is kept, and `scale` times B A beside it: A [rank, in], B [out, rank]."""
+    """A frozen matrix W with an adapter: y = (W + `scale` * B A) x, with `lora_a` A [rank, in] and `lora_b` B [out, rank]."""
 
     lora_a: nn.Parameter
     lora_b: nn.Parameter
@@ -22,11 +23,19 @@ class LoRALinear(nn.Linear):
 
 
 class QuantisedLoRALinear(LoRALinear, QuantisedLinear):
-    """The same beside a matrix of few bits (QLoRA, arXiv 2305.14314)."""
+    """The same, with the frozen matrix quantised (QLoRA, arXiv 2305.14314)."""
 
 
 def add_lora(model: Any, rank: int, alpha: float) -> None:
-    """Freeze every weight, and give each matrix of the layers an adapter: A is random and B zero, so no output changes at first."""
+    """Freeze every weight and give each matrix in the layers an adapter of `rank` with scale `alpha` / `rank`.
+
+    A is random and B is zero, so the outputs do not change until the adapter is trained. Raises TenfoldError for a model with
+    experts, whose adapters PEFT's format cannot hold.
+    """
+    if model.spec.n_experts:
+        raise TenfoldError(
+            f"{model.spec.name} has experts, and adapters of experts cannot be saved for PEFT: set lora_rank = 0 in [task]."
+        )
     model.requires_grad_(False)
     for layer in model.layers:
         for linear in [m for m in layer.modules() if type(m) in (nn.Linear, QuantisedLinear)]:
@@ -36,7 +45,7 @@ def add_lora(model: Any, rank: int, alpha: float) -> None:
 
 
 def attach(linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> None:
-    """Turn a linear layer into one with an adapter, in place."""
+    """Give a linear layer an adapter, in place."""
     linear.requires_grad_(False)
     linear.__class__ = QuantisedLoRALinear if isinstance(linear, QuantisedLinear) else LoRALinear
     assert isinstance(linear, LoRALinear)
@@ -45,7 +54,7 @@ def attach(linear: nn.Linear, a: Tensor, b: Tensor, scale: float) -> None:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
-    """Add every adapter to its matrix, in place: the model is a plain one of floats again, all of which can be trained."""
+    """Add every adapter to its matrix, in place. The model then has plain float weights again, all of them trainable."""
     for module in list(model.modules()):
         if isinstance(module, LoRALinear):
             merged = module.weight + module.scale * module.lora_b @ module.lora_a

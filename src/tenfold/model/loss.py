@@ -1,8 +1,7 @@
-"""Cross-entropy from the last hidden state, computed in chunks so that all logits are never in memory at once.
+"""Cross-entropy from the last hidden state, computed in chunks so that the logits are never all in memory.
 
-The forward pass computes each chunk's gradient at once, since the logits are at hand (as in the chunked losses
-of Liger Kernel and torchtune); the backward pass only scales it. Peak memory is one chunk of logits instead of
-three copies of all of them.
+The forward pass also computes the gradient of each chunk while its logits are in memory (as Liger Kernel and torchtune do); the
+backward pass only scales it. Peak memory is one chunk of logits instead of three copies of all logits.
 """
 
 from collections.abc import Callable
@@ -13,23 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**30}  # a CPU's second-level cache; a share of a GPU's memory
-FEWEST = 128  # rows of a product, below which reading the weights would cost more than the product
-BEYOND_CACHE = 2**28  # bytes of a chunk where CHUNK_BYTES would hold fewer than FEWEST rows
+CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**30}  # logits per chunk: what fits a CPU's L2 cache; a small share of a GPU's memory
+FEWEST = 128  # rows per chunk; with fewer, reading the weights would take longer than the matrix product
+BEYOND_CACHE = 2**28  # bytes per chunk where CHUNK_BYTES would hold fewer than FEWEST rows
 
 
 def chunk_rows(weight: Tensor) -> int:
-    """Tokens whose logits fill one chunk; they are stored in float32, except on a GPU, where they keep their dtype."""
+    """The number of tokens per chunk, for a head `weight` [vocab, dim].
+
+    Logits are kept in float32, except on a GPU, where they have the dtype of `weight`.
+    """
     row = (weight.element_size() if weight.is_cuda else 4) * weight.shape[0]
     rows = CHUNK_BYTES.get(weight.device.type, 2**25) // row
     return rows if rows >= FEWEST else max(FEWEST, BEYOND_CACHE // row)
 
 
 def fused_gradient(logits: Tensor, index: Tensor, ignored: Tensor, z_loss: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of negative log-likelihood and z-loss over rows, and the gradient of both: [rows, vocab] like `logits`.
+    """The summed negative log-likelihood, the summed z-loss, and the gradient of both with respect to `logits` [rows, vocab].
 
-    index int64 [rows, 1] are the targets, ignored bool [rows] marks those that do not count. The compiler makes of it two
-    passes that read `logits` and one that writes the gradient; what lies between is in float32 and is never stored.
+    `index` int64 [rows, 1] are the targets; `ignored` bool [rows] marks targets that do not count. torch.compile fuses this
+    into two passes that read `logits` and one that writes the gradient; float32 intermediates are not stored.
     """
     x, counted = logits.float(), (~ignored).float()[:, None]
     log_z = x.logsumexp(-1, keepdim=True)
@@ -46,7 +48,7 @@ def _compiled_gradient() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
-    """As `_ChunkedCrossEntropy`, for GPUs, where passes over the logits cost more than kernel launches."""
+    """As `_ChunkedCrossEntropy`, for GPUs: fewer passes over the logits, because memory traffic is what limits them there."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
@@ -55,7 +57,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         nats, z_term = (torch.zeros((), device=hidden.device) for _ in range(2))
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=torch.float32)
         ignored, index = targets < 0, targets.clamp(min=0)[:, None]
-        # In parts of nearly one size: few shapes to compile for, and no small last one.
+        # Chunks of nearly equal size: the kernel is compiled for few shapes, and no chunk is small.
         for h, i, skip, out in zip(*(t.chunk(chunks) for t in (hidden, index, ignored, grad_hidden)), strict=True):
             part, z_part, grad = gradient(h @ weight.T, i, skip, z_loss)
             nats += part
@@ -89,7 +91,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = torch.mm(h, weight.T, out=buffer[: len(h)]).float()
             target, largest = logits.gather(1, index[chunk]), logits.amax(-1, keepdim=True)
             p = torch.softmax(logits, -1, out=logits)
-            # The largest probability is at least 1 / vocab, so its logarithm is exact where the target's may not be.
+            # From the largest probability, which is at least 1 / vocab: that of the target may underflow.
             log_z = largest - p.amax(-1, keepdim=True).log()
             nats += (log_z - target).masked_fill_(skip[:, None], 0.0).sum()
             if z_loss:
@@ -98,12 +100,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 p *= 1 + 2 * z_loss * log_z
             p.scatter_add_(1, index[chunk], minus_one.expand(len(h), 1))
             grad = p.to(h.dtype)
-            # Ignored rows are masked in `hidden` and its gradient, which are narrower than the logits.
+            # Rows with an ignored target are masked here and in `h`: these are narrower than the logits.
             torch.mm(grad, weight, out=grad_hidden[chunk]).masked_fill_(skip[:, None], 0.0)
             h = h.masked_fill(skip[:, None], 0.0)
             if grad_weight is None:
                 grad_weight = grad.T @ h
-                grad_weight = grad_weight if rows == len(hidden) else grad_weight.float()  # it is the sum of several
+                grad_weight = grad_weight if rows == len(hidden) else grad_weight.float()  # chunks are summed in float32
             elif grad_weight.dtype == grad.dtype:
                 grad_weight.addmm_(grad.T, h)
             else:
@@ -118,11 +120,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Sums over the targets that are not -100: negative log-likelihood in nats, and the z-loss.
+    """Two sums over the targets that are not -100: the negative log-likelihood in nats, and the z-loss.
 
-    hidden [tokens, dim], weight [vocab, dim], targets [tokens]. `backward` on either result gives the gradient of their
-    sum, so a loss must add both with the same factor. The z-loss is `z_loss` times the squared log-partition (PaLM,
-    arXiv 2204.02311, section 5), and zero where gradients are off.
+    hidden [tokens, dim], weight [vocab, dim], targets int64 [tokens]. The z-loss is `z_loss` times the squared log-partition
+    (PaLM, arXiv 2204.02311, section 5), and zero where gradients are off. `backward` on either result gives the gradient of
+    their sum, so a loss must add both results with the same factor.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)

@@ -1,13 +1,13 @@
-"""Mixture of experts as Llama 4 has it: each token goes through one routed expert and one shared one.
+"""Mixture of experts as in Llama 4: each token goes through one routed expert (in general the top k) and one shared expert.
 
     out = shared(x) + sum over the chosen experts of expert(sigmoid(score) * x)
 
-The score scales the *input* of the expert; because experts are not linear, scaling the output would be different.
+The score scales the *input* of the expert; experts are not linear, so scaling the output would give another result.
 Reference: llama-models `models/llama4/moe.py`.
 
-The tokens are sorted by expert once; all experts are then one grouped matrix product per weight. No token is
-dropped, whatever the load. `update_expert_bias` (aux-loss-free balancing) and `use_aux_loss` keep the load even; either,
-both or none may be used.
+Tokens are sorted by expert once; each weight is then applied for all experts in one grouped matrix product. No token is dropped,
+whatever the load. The load is kept even by `update_expert_bias` (aux-loss-free balancing), by `use_aux_loss`, by both, or not at
+all.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,10 @@ from tenfold.spec.model import ModelSpec
 
 
 class _Dispatch(torch.autograd.Function):
-    """gate * row of each (row, choice), sorted by expert. The backward pass keeps the unsorted rows, not a sorted copy."""
+    """gate * row for each pair of a row and one of its experts, sorted by expert.
+
+    Only the unsorted rows are saved for the backward pass, not a sorted copy.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gate: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -40,7 +43,7 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """Each row's sum of its experts' outputs, in the order of the rows."""
+    """The sum of the experts' outputs for each row, in the original order of the rows."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, order: Tensor, inverse: Tensor, per_token: int) -> Tensor:
@@ -56,7 +59,10 @@ class _Combine(torch.autograd.Function):
 
 
 class GroupedLinear(nn.Module):
-    """One matrix for each group of rows: `weight` [groups, out, in], no bias. `product` multiplies."""
+    """One matrix for each group of rows: `weight` [groups, out, in], no bias.
+
+    `product` is the grouped matrix product; fp8 and expert parallelism replace it.
+    """
 
     def __init__(self, groups: int, fan_in: int, fan_out: int):
         super().__init__()
@@ -65,7 +71,7 @@ class GroupedLinear(nn.Module):
         nn.init.normal_(self.weight, std=fan_in**-0.5)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
-        """x [rows, in] sorted by group, `ends` int32 [groups] the row after the last of each: [rows, out]."""
+        """[rows, out] for x [rows, in] sorted by group; `ends` int32 [groups] is the index after the last row of each group."""
         weight: Tensor = self.weight
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -74,11 +80,11 @@ class GroupedLinear(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed feed-forward of one layer.
+    """The feed-forward with experts of one layer.
 
-    `bias` [experts] is added to the scores when experts are chosen, and to nothing else; `load` [experts] counts the
-    tokens that each has been trained on since it was last set to zero; `aux_loss` is that of the last forward pass, where
-    `aux_loss_weight` is not zero.
+    `bias` [experts] is added to the scores only when experts are chosen. `load` [experts] counts the training tokens of each
+    expert since the caller last set it to zero. `aux_loss` is the balance loss of the last forward pass, and None where
+    `aux_loss_weight` is 0.
     """
 
     bias: Tensor
@@ -98,13 +104,13 @@ class Experts(nn.Module):
         self.aux_loss: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., dim]."""
+        """The output [..., dim] for x [..., dim]."""
         return self.mixed(x, *self.route(x.flatten(0, -2)))
 
     def mixed(self, x: Tensor, expert: Tensor, gate: Tensor, load: Tensor) -> Tensor:
-        """The output of the chosen experts and the shared one for x [..., dim]; the rest is what `route` gave.
+        """The output of the chosen experts and the shared expert for x [..., dim]; the other arguments are the results of `route`.
 
-        It can be computed again in the backward pass; `route` cannot, because it counts the load.
+        Activation checkpointing may recompute this in the backward pass. It must not recompute `route`, which counts the load.
         """
         rows = x.flatten(0, -2)
         order = expert.flatten().argsort(stable=True)
@@ -114,46 +120,46 @@ class Experts(nn.Module):
         return out if self.shared is None else out + self.shared(x)
 
     def through(self, routed: Tensor, load: Tensor) -> Tensor:
-        """The experts' output for rows [N, dim] sorted by expert, of which each has `load` [experts]."""
+        """The experts' outputs [N, dim] for rows [N, dim] sorted by expert; `load` [experts] is the number of rows of each."""
         ends = load.cumsum(0).int()
         return self.w2(F.silu(self.w1(routed, ends)) * self.w3(routed, ends), ends)
 
     def route(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For rows [N, dim]: experts [N, k], the factors [N, k] of their inputs, and the load [experts]."""
+        """For rows [N, dim]: the chosen experts [N, k], the factors of their inputs [N, k], and the load [experts]."""
         with torch.autocast(rows.device.type, enabled=False):
             scores = F.linear(rows.float(), self.router.weight.float())
         expert = (scores.detach() + self.bias).topk(self.per_token, -1, sorted=False).indices
         gate = scores.gather(-1, expert).sigmoid().to(rows.dtype)
         load = torch.zeros_like(self.load).scatter_add_(0, expert.flatten(), torch.ones_like(expert.flatten()))
-        if torch.is_grad_enabled():  # an evaluation moves nothing
+        if torch.is_grad_enabled():  # an evaluation must not change the balance
             self.load += load
             self.aux_loss = self._aux_loss(scores, load) if self.aux_loss_weight else None
         return expert, gate, load
 
     def _aux_loss(self, scores: Tensor, load: Tensor) -> Tensor:
-        """experts x sum of (share of tokens x mean probability): 1 where the load is even (Switch Transformer, eq. 4)."""
+        """experts * sum of (share of tokens * mean probability): 1 for an even load (Switch, arXiv 2101.03961, eq. 4)."""
         share = load.float() / load.sum()
         return len(load) * (share * scores.softmax(-1).mean(0)).sum()
 
 
 def expert_layers(model: nn.Module) -> list[Experts]:
-    """The routed feed-forwards of a model, first layer first; none for a dense one."""
+    """The feed-forwards with experts of a model, in the order of the layers; empty for a dense model."""
     return [m for m in model.modules() if isinstance(m, Experts)]
 
 
 def use_aux_loss(model: nn.Module, weight: float) -> None:
-    """Add `weight` times the mean balance loss of the expert layers to the training loss; 0 leaves it out."""
+    """Add `weight` times the mean balance loss of the layers with experts to the training loss; 0 adds none."""
     for layer in expert_layers(model):
         layer.aux_loss_weight = weight
 
 
 @torch.no_grad()
 def update_expert_bias(model: nn.Module, rate: float, keep: float = 1.0, group: Any = None) -> None:
-    """Aux-loss-free balancing (Wang et al., arXiv 2408.15664), once a step.
+    """Aux-loss-free load balancing (Wang et al., arXiv 2408.15664), to be called once per step.
 
-    Raise by `rate` the bias of each expert that had less than its share since the loads were last zero, lower the others,
-    then multiply all by `keep`. Loads are those of all processes of `group`. A checkpoint in Llama 4's format has no place
-    for a bias, so a run fades it out: `keep` falls to 0 at its end.
+    Raises by `rate` the bias of each expert whose `load`, summed over all processes of `group`, is below the mean of its layer,
+    lowers the bias of those above it, and then multiplies all biases by `keep`. A checkpoint in Llama 4's format has no place for
+    a bias, so the trainer lets `keep` fall to 0 towards the end of a run.
     """
     for layer in expert_layers(model):
         load = layer.load.float()
@@ -164,11 +170,11 @@ def update_expert_bias(model: nn.Module, rate: float, keep: float = 1.0, group: 
 
 @torch.no_grad()
 def router_statistics(loads: list[Tensor]) -> dict[str, Any]:
-    """How evenly each layer's experts were used, from their loads [experts].
+    """How evenly the experts of each layer were used, from one load [experts] per layer; empty where there are no layers.
 
-    `expert_entropy` is the load's entropy as a share of the greatest (1 is even) and `expert_load_max` the busiest
-    expert's load beside the mean, both averaged over layers; `dead_experts` counts those that had no token at all;
-    `expert_load` has each expert's share of its layer.
+    `expert_entropy`: the entropy of the load divided by its maximum (1 is even), averaged over layers. `expert_load_max`: the
+    load of the busiest expert divided by the mean load, averaged over layers. `dead_experts`: the number of experts without any
+    token. `expert_load`: each expert's share of the load of its layer.
     """
     if not loads:
         return {}

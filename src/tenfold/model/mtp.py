@@ -1,8 +1,8 @@
-"""Multi-token prediction: while it trains, a model also predicts the tokens after the next one.
+"""Multi-token prediction: during training, a model also predicts the tokens after the next one.
 
-Each depth takes the hidden state of the depth before it and the embedding of the token that this one predicted, joins
-them by a matrix, and sends them through one more block; embedding and head are the model's own (DeepSeek-V3, arXiv
-2412.19437, section 2.2). The weights of this module are for training: they are not exported with the model.
+Each depth projects the hidden state of the previous depth together with the embedding of the next token, and applies one more
+block; embedding and head are shared with the model (DeepSeek-V3, arXiv 2412.19437, section 2.2). The weights of this module are
+for training only: they are not exported with the model.
 """
 
 from typing import cast
@@ -19,7 +19,7 @@ from tenfold.spec.model import ModelSpec
 
 
 class MTPDepth(nn.Module):
-    """One further token: h' = Block(join [RMSNorm(h); RMSNorm(embedding of the next token)])."""
+    """Predicts one further token: h' = Block(join [RMSNorm(h); RMSNorm(embedding of the next token)])."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
@@ -30,13 +30,13 @@ class MTPDepth(nn.Module):
         self.norm = RMSNorm(spec.dim, eps=spec.norm_eps)
 
     def forward(self, hidden: Tensor, following: Tensor, rope: Tensor, mask: Mask) -> Tensor:
-        """hidden and `following`, the embeddings of the tokens to come, both [B, T, dim]."""
+        """The normed state [B, T, dim] of this depth, from that of the previous one and the embeddings of the next tokens."""
         x = self.join(torch.cat((self.hidden_norm(hidden), self.token_norm(following)), -1))
         return self.norm(self.block(x, rope, mask))
 
 
 class MTP(nn.Module):
-    """The predictions of `depths` tokens after the next, whose mean loss counts `weight` times."""
+    """Predicts `depths` tokens after the next one; `weight` times the mean loss of these predictions is the module's loss."""
 
     def __init__(self, spec: ModelSpec, depths: int, weight: float):
         super().__init__()
@@ -47,7 +47,8 @@ class MTP(nn.Module):
     def forward(
         self, hidden: Tensor, tokens: Tensor, targets: Tensor, document: Tensor | None, embedding: nn.Embedding, head: nn.Linear
     ) -> Tensor:
-        """The weighted loss, a sum over targets; tokens and targets [B, T], `hidden` the model's normed state [B, T, dim]."""
+        """The weighted loss, summed over the targets. `hidden` [B, T, dim] is the model's last state after its final norm; tokens,
+        targets and document are [B, T]."""
         rope = rope_table(self.spec, torch.arange(tokens.shape[1], device=tokens.device))
         mask = None if document is None else document_mask(document)
         total = torch.zeros((), device=hidden.device)
@@ -60,12 +61,12 @@ class MTP(nn.Module):
 
 
 def shifted(rows: Tensor, last: Tensor) -> Tensor:
-    """Rows [B, T] moved one place to the left, with `last` [B, 1] at the end."""
+    """Rows [B, T] shifted one position to the left, with `last` [B, 1] at the end."""
     return torch.cat((rows[:, 1:], last), 1)
 
 
 def further(targets: Tensor, document: Tensor | None) -> Tensor:
-    """The targets one token on, -100 where the document or the row has no such token."""
+    """The targets one token further on, and -100 where the document or the row ends before that token."""
     moved = shifted(targets, torch.full_like(targets[:, :1], -100))
     if document is None:
         return moved
@@ -74,11 +75,11 @@ def further(targets: Tensor, document: Tensor | None) -> Tensor:
 
 
 def add_mtp(model: Llama, depths: int, weight: float) -> None:
-    """Let `model` train on `depths` tokens after the next as well; their mean loss counts `weight` times."""
+    """Make `model` also train on `depths` tokens after the next one; `weight` times their mean loss is added to its loss."""
     model.mtp = MTP(model.spec, depths, weight).to(model.embedding.weight)
 
 
 def mtp_weights(spec: ModelSpec, depths: int) -> int:
-    """Matrix parameters that every trained token multiplies with in addition, the head at each depth included."""
+    """The additional matrix parameters used for each training token, for counting FLOPs; the head counts once per depth."""
     block = spec.attention_weights + 3 * spec.dim * spec.ffn_dim
     return depths * (2 * spec.dim**2 + block + spec.dim * spec.vocab_size)

@@ -1,4 +1,4 @@
-"""RMSNorm (arXiv 1910.07467): PyTorch's, and for eager training on a CPU one that needs a third of the passes over memory."""
+"""RMSNorm (arXiv 1910.07467): PyTorch's, and for eager training on a CPU one that makes a third of the passes over memory."""
 
 from typing import Any
 
@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+    """x / sqrt(mean(x^2) + eps) * weight, over the last dimension of x [..., dim]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., dim]."""
         eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
         if eager and torch.is_grad_enabled() and x.dtype == self.weight.dtype:
             return _Norm.apply(x, self.weight, self.eps)
@@ -18,7 +17,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class _Norm(torch.autograd.Function):
-    """One operation. PyTorch composes its norm of six on a CPU, each of which keeps its input and has its own gradient."""
+    """RMSNorm as one autograd operation. On a CPU, PyTorch composes it of six, each of which saves its input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

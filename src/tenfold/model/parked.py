@@ -1,4 +1,4 @@
-"""Tensors whose contents stand in host memory for a time, so that their device has room for other work."""
+"""Move the contents of tensors to host memory for a while, so that their device has room for other work."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 class Parked:
-    """Holds the contents of `tensors` until `bring_back`. The tensor objects and their views stay valid, but without storage."""
+    """Holds the contents of `tensors` in host memory until `bring_back`.
+
+    Meanwhile the tensor objects and their views exist but have no storage: they must not be read or written.
+    """
 
     def __init__(self, tensors: Iterable[Tensor]):
         storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
@@ -18,7 +21,7 @@ class Parked:
             torch.cuda.empty_cache()
 
     def bring_back(self) -> None:
-        """Give the tensors their contents again, at other addresses of their device."""
+        """Restore the contents of the tensors on their device, at new addresses."""
         while self._held:
             storage, held = self._held.pop()
             storage.resize_(held.nbytes())

@@ -1,9 +1,9 @@
-"""Matrices of 8 or 4 bits, in groups of 32 inputs of an output; the serving engine and frozen weights beside adapters share them.
+"""Matrices quantised to 8 or 4 bits, in groups of 32 inputs of one output. The serving engine and QLoRA use the same functions.
 
     int8        w = scale * q, q in -127 ... 127
-    int4        w = scale * q + least, q in 0 ... 15, two numbers a byte
+    int4        w = scale * q + least, q in 0 ... 15, two values per byte
 
-Scales and leasts are float16, as in GGUF's Q8_0 and Q4_1.
+Scales and minima (`leasts`) are float16, as in GGUF's Q8_0 and Q4_1.
 """
 
 from typing import Any, Literal
@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUP = 32
+GROUP = 32  # inputs that share a scale
 Bits = Literal["int8", "int4"]
 
 
 class QuantisedLinear(nn.Linear):
-    """A matrix that is kept in few bits and not trained. It is made whole for each product, forward and backward."""
+    """A quantised linear layer that is not trained. Its matrix is dequantised for each product, forward and backward."""
 
     numbers: Tensor
     scales: Tensor
@@ -25,8 +25,8 @@ class QuantisedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The matrix as floats [out, in], which nothing keeps."""
-        return _whole(self.numbers, self.scales, self.leasts, self.in_features)
+        """The dequantised matrix, float32 [out, in]; computed at each access and not stored."""
+        return _dequantised(self.numbers, self.scales, self.leasts, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         product = _Product.apply(x, self.numbers, self.scales, self.leasts, self.in_features)
@@ -34,7 +34,10 @@ class QuantisedLinear(nn.Linear):
 
 
 def quantise_layers(model: Any, bits: Bits) -> None:
-    """Keep every matrix of the layers in `bits`, in place; embedding, head and norms stay as they are, and nothing is trained."""
+    """Quantise every linear layer in the decoder's layers to `bits`, in place, and freeze the whole model.
+
+    Embedding, head, norms and stacked experts are not quantised.
+    """
     model.requires_grad_(False)
     for layer in model.layers:
         for linear in [m for m in layer.modules() if type(m) is nn.Linear]:
@@ -45,11 +48,11 @@ def quantise_layers(model: Any, bits: Bits) -> None:
             del linear.weight
             linear.__class__ = QuantisedLinear
             for name, tensor in (("numbers", numbers), ("scales", scales), ("leasts", rest[0] if rest else None)):
-                linear.register_buffer(name, tensor, persistent=False)  # made again from the weights that a run begins with
+                linear.register_buffer(name, tensor, persistent=False)  # not saved: a resumed run quantises its `init_from` again
 
 
 def make_plain(linear: nn.Linear, weight: Tensor) -> None:
-    """Turn a quantised linear layer into a trainable one of floats, in place."""
+    """Turn a linear layer, quantised or with an adapter, into an `nn.Linear` with the trainable `weight`, in place."""
     if isinstance(linear, QuantisedLinear):
         for name in ("numbers", "scales", "leasts"):
             delattr(linear, name)
@@ -58,22 +61,22 @@ def make_plain(linear: nn.Linear, weight: Tensor) -> None:
 
 
 class _Product(torch.autograd.Function):
-    """x times the transposed matrix; what is kept for the backward pass is the matrix in few bits."""
+    """x times the transposed matrix. The quantised matrix is saved for the backward pass, not the dequantised one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, numbers: Tensor, scales: Tensor, leasts: Tensor | None, inputs: int) -> Tensor:
         ctx.matrix, ctx.inputs = (numbers, scales, leasts), inputs
-        return F.linear(x, _whole(numbers, scales, leasts, inputs))
+        return F.linear(x, _dequantised(numbers, scales, leasts, inputs))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         numbers, scales, leasts = ctx.matrix
         (grad,) = grad_outputs
-        return grad @ _whole(numbers, scales, leasts, ctx.inputs).to(grad.dtype), None, None, None, None
+        return grad @ _dequantised(numbers, scales, leasts, ctx.inputs).to(grad.dtype), None, None, None, None
 
 
-def _whole(numbers: Tensor, scales: Tensor, leasts: Tensor | None, inputs: int) -> Tensor:
-    """float32 [out, in]."""
+def _dequantised(numbers: Tensor, scales: Tensor, leasts: Tensor | None, inputs: int) -> Tensor:
+    """The matrix as float32 [out, in]."""
     if leasts is None:
         whole = groups(numbers.float()) * scales.float()[..., None]
     else:
@@ -83,7 +86,7 @@ def _whole(numbers: Tensor, scales: Tensor, leasts: Tensor | None, inputs: int) 
 
 
 def groups(weight: Tensor) -> Tensor:
-    """[outputs, groups, 32]; a short last group is filled with its last weight."""
+    """A matrix [outputs, inputs] as [outputs, groups, 32]; an incomplete last group is filled with its last weight."""
     short = -weight.shape[1] % GROUP
     if short:
         weight = torch.cat((weight, weight[:, -1:].expand(-1, short)), 1)
@@ -91,7 +94,7 @@ def groups(weight: Tensor) -> Tensor:
 
 
 def int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers int8 [outputs, inputs] and scales float16 [outputs, groups] of float32 weights."""
+    """Float32 weights [outputs, inputs] as integers int8 [outputs, inputs] and scales float16 [outputs, groups]."""
     grouped = groups(weight)
     scales = (grouped.abs().amax(-1) / 127).half()
     q = (grouped / scales.float()[..., None]).nan_to_num(0).round().clamp(-127, 127)
@@ -99,7 +102,8 @@ def int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Integers 0 ... 15 uint8 [outputs, inputs], scales and leasts float16 [outputs, groups] of float32 weights."""
+    """Float32 weights [outputs, inputs] as integers 0 ... 15, uint8 [outputs, inputs], and scales and minima, float16
+    [outputs, groups]."""
     grouped = groups(weight)
     least, most = grouped.aminmax(dim=-1)
     leasts = least.half()
@@ -109,7 +113,7 @@ def int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def int4_of_q4_0(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same where the grid is that of GGUF's Q4_0: the largest weight of a group, whatever its sign, is -8 scales."""
+    """As `int4`, on the grid of GGUF's Q4_0: the weight of largest magnitude in a group, of either sign, is -8 * scale."""
     grouped = groups(weight)
     largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))[..., 0]
     scales = (largest / -8).half()

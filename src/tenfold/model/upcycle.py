@@ -1,4 +1,4 @@
-"""Sparse upcycling: a dense Llama 3 made into a Llama 4 with experts, to be trained on."""
+"""Sparse upcycling: convert a dense Llama 3 to a Llama 4 with experts, as a start for more training."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from tenfold.spec.model import ModelSpec
 
 
 def upcycled_spec(old: ModelSpec, n_experts: int) -> ModelSpec:
-    """The shape that a dense Llama 3 of shape `old` is upcycled to. Raises TenfoldError where it cannot be."""
+    """The spec that a dense Llama 3 with spec `old` is upcycled to. Raises TenfoldError if it cannot be upcycled."""
     if old.family != "llama3":
         raise TenfoldError(f"{old.name} is of family {old.family}: only a dense Llama 3 can be made into experts.")
     if n_experts < 1 or old.ffn_dim % 2:
@@ -26,11 +26,12 @@ def upcycled_spec(old: ModelSpec, n_experts: int) -> ModelSpec:
 
 @torch.no_grad()
 def upcycle(dense: Llama, n_experts: int, router_std: float = 1e-3, seed: int = 0) -> Llama4:
-    """A Llama 4 with experts in every layer that computes the same as a dense Llama, at the same active compute.
+    """A Llama 4 with experts in every layer that computes nearly the same function as `dense`, with the same active compute.
 
-    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) for a shared expert: half of each feed-forward's hidden units
-    become the shared expert, the other half every routed one. A fresh router gives nearly 1/2 to every token, which
-    the routed experts' first weights, doubled, undo. Raises TenfoldError where the feed-forward has no half.
+    Sparse upcycling (Komatsuzaki et al., arXiv 2212.05055) with a shared expert: half of the hidden units of each feed-forward
+    become the shared expert, and the other half is copied to every routed expert. The new router's weights are close to zero, so
+    it multiplies the input of an expert by about 1/2; the routed experts' `w1` and `w3` are doubled to compensate. Raises
+    TenfoldError if the width of the feed-forward is odd.
     """
     new = Llama4(upcycled_spec(dense.spec, n_experts)).to(dense.embedding.weight.dtype)
     half = new.spec.expert_ffn_dim

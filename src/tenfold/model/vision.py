@@ -1,8 +1,9 @@
-"""Llama 4's image encoder: tiles of pixels in, tokens of the text model out.
+"""Llama 4's image encoder: from tiles of pixels to embeddings in the text model's sequence.
 
-Reference: llama-models `models/llama4/vision/{encoder,embedding}.py`. Each tile is cut in patches, a class token stands
-last, learned positions are added and two-dimensional rotary ones turn queries and keys; the class token is dropped,
-`shuffle` x `shuffle` neighbours are joined, and two layers and a projection lead to the text model's width.
+Each tile is split into patches, followed by a class token. Learned positions are added to the embeddings, and queries and keys
+are rotated by two-dimensional rotary positions. After the blocks, the class token is dropped, `shuffle` x `shuffle` neighbouring
+patches are concatenated (pixel shuffle), and an adapter of two layers and a projection map them to the text model's width.
+Reference: llama-models `models/llama4/vision/{encoder,embedding}.py`.
 """
 
 from typing import cast
@@ -16,9 +17,9 @@ from tenfold.spec.vision import VisionSpec
 
 
 def rope_table_2d(spec: VisionSpec) -> Tensor:
-    """Cosine and sine for each patch in reading order and the class token: float32 [grid^2 + 1, head_dim / 2, 2].
+    """Cosines and sines for each patch, row by row, and then the class token: float32 [grid^2 + 1, head_dim / 2, 2].
 
-    Half of the pairs turn with the column, half with the row, both from 1; the class token does not turn.
+    Half of the pairs rotate with the patch's column, half with its row, both counted from 1; the class token is not rotated.
     """
     half = spec.head_dim // 2
     frequencies = spec.rope_theta ** -(torch.arange(0, half, 2).float() / half)
@@ -30,20 +31,20 @@ def rope_table_2d(spec: VisionSpec) -> Tensor:
 
 
 def patches_of(pixels: Tensor, size: int) -> Tensor:
-    """Pixels [tiles, 3, S, S] as patches in reading order [tiles, (S / size)^2, 3 size^2]."""
+    """Pixels [tiles, 3, S, S] as patches, row by row: [tiles, (S / size)^2, 3 * size^2]."""
     grid = pixels.unflatten(2, (-1, size)).unflatten(4, (-1, size))
     return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def join_neighbours(x: Tensor, shuffle: int) -> Tensor:
-    """x [tiles, grid^2, dim] with `shuffle` x `shuffle` neighbours side by side: [tiles, (grid / shuffle)^2, dim shuffle^2]."""
+    """x [tiles, grid^2, dim] with `shuffle` x `shuffle` neighbours concatenated: [tiles, (grid / shuffle)^2, dim * shuffle^2]."""
     grid = round(x.shape[1] ** 0.5)
     cells = x.unflatten(1, (grid // shuffle, shuffle, grid // shuffle, shuffle))
     return cells.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm block with biases, attention over the whole tile, GELU. Rows of `wqkv`: queries, keys, values."""
+    """Pre-norm block with biases, attention over the whole tile, and GELU. The rows of `wqkv` are queries, keys, values."""
 
     def __init__(self, spec: VisionSpec):
         super().__init__()
@@ -56,7 +57,7 @@ class VisionBlock(nn.Module):
         self.w2 = nn.Linear(spec.mlp_dim, spec.dim)
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
-        """x [tiles, places, dim]; rope [places, head_dim / 2, 2]."""
+        """The output [tiles, patches + 1, dim] for x of that shape; rope [patches + 1, head_dim / 2, 2]."""
         q, k, v = self.wqkv(self.attention_norm(x)).unflatten(-1, (3, self.n_heads, -1)).unbind(2)
         q, k, v = (t.transpose(1, 2) for t in (rotate(q, rope), rotate(k, rope), v))
         h = x + self.wo(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -64,7 +65,7 @@ class VisionBlock(nn.Module):
 
 
 class Vision(nn.Module):
-    """Encoder, adapter and projection to a text model of width `text_dim`."""
+    """Encoder, adapter and projection to the width `text_dim` of a text model. `last` is the class token."""
 
     def __init__(self, spec: VisionSpec, text_dim: int):
         super().__init__()
@@ -87,11 +88,11 @@ class Vision(nn.Module):
 
     @property
     def layers(self) -> list[VisionBlock]:
-        """The blocks, typed."""
+        """The blocks as a list with their type."""
         return cast(list[VisionBlock], list(self.blocks))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels [tiles, 3, image_size, image_size] between -1 and 1: [tiles, tokens_per_tile, text_dim]."""
+        """Embeddings [tiles, tokens_per_tile, text_dim] of pixels [tiles, 3, image_size, image_size] between -1 and 1."""
         x = self.patch(patches_of(pixels, self.spec.patch_size))
         x = torch.cat((x, self.last.to(x.dtype).expand(len(x), 1, -1)), 1) + self.positions
         x = self.norm_before(x)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: what the backward pass works out again instead of keeping it."""
+"""Activation checkpointing: recompute activations in the backward pass instead of keeping them in memory."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,26 +13,26 @@ ActivationCheckpointing = Literal["none", "selective", "full"]
 
 
 def checkpoint_activations(model: Llama, what: ActivationCheckpointing) -> None:
-    """Work out again in the backward pass what is inside of every feed-forward ("selective") or every block ("full").
+    """Recompute the activations inside every feed-forward ("selective") or every block ("full") in the backward pass, in place.
 
-    Beside what attention keeps, "selective" drops three quarters or so of the activations for a fifth more products; "full"
-    keeps only what goes from block to block, for a third more. Routing is never worked out again, for it counts tokens: a block
-    with experts keeps what its two parts are given.
+    "selective" saves about three quarters of the activations other than those of attention, for about a fifth more FLOPs. "full"
+    keeps only the hidden states between blocks, for a third more FLOPs. Routing is never recomputed, because it counts tokens: a
+    block with experts keeps the inputs of its attention and of its feed-forward.
     """
     if what == "none":
         return
     for block in model.layers:
         if isinstance(block.ffn, Experts):
-            block.ffn.mixed = _again(block.ffn.mixed)  # type: ignore[method-assign]
+            block.ffn.mixed = _recomputed(block.ffn.mixed)  # type: ignore[method-assign]
             if what == "full":
-                block.attended = _again(block.attended)  # type: ignore[method-assign]
+                block.attended = _recomputed(block.attended)  # type: ignore[method-assign]
         elif what == "full":
-            block.forward = _again(block.forward)  # type: ignore[method-assign]
+            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
         else:
-            block.fed = _again(block.fed)  # type: ignore[method-assign]
+            block.fed = _recomputed(block.fed)  # type: ignore[method-assign]
 
 
-def _again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _recomputed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def run(*inputs: Any) -> Tensor:
         result = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
         assert isinstance(result, Tensor)

@@ -1,12 +1,12 @@
-"""Checkpoints on `torch.distributed.checkpoint`: one format for every layout, atomic, checked by checksum, the last few kept.
+"""Checkpoints on `torch.distributed.checkpoint` (DCP): one format for every layout, atomic, with checksums; the newest are kept.
 
     checkpoint/step-00001200/{manifest.json, *.distcp, .metadata}
 
-A checkpoint is written beside its final name and renamed when all of it is on disk, so that a kill at any moment
-leaves the ones before it whole. Without a process group one process writes all; with one (on a file system that all
-processes share) each writes and checks its own shards, and the first seals them. Every value stands under its
-parameter's name, never under a process's, so what one layout saved any other loads. Checksums find damage, not malice:
-load only checkpoints that you trust.
+A checkpoint is written under a temporary name and renamed when it is completely on disk, so that a kill at any moment leaves the
+earlier ones intact. Without a process group, one process writes everything. With one, every process writes its own shards to a
+file system that all processes share, and the first process writes the manifest. Values are stored by parameter name, not by
+process, so any layout can load what another one saved. Checksums detect damage, not tampering: load only checkpoints that you
+trust.
 """
 
 import errno
@@ -36,16 +36,16 @@ from tenfold.spec.versions import require_version
 from tenfold.train import store
 from tenfold.train.parallel.processes import on_first_process
 
-VERSION = 2  # of the manifest, and of the `extra` that a run keeps in it
+VERSION = 2  # of the manifest, and of the `extra` that a run stores in it
 Optimizers = Optimizer | list[Optimizer]
-BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)  # layouts differ in how they group parameters
+# By parameter name instead of by parameter group: layouts differ in how they group parameters.
+BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
 def save(directory: Path, step: int, model: nn.Module, optimizer: Optimizers, extra: dict[str, Any], keep: int = 2) -> Path:
     """Write `directory/step-N` with weights, optimizer state and `extra` (JSON values); keep the newest `keep`.
 
-    Training is not disturbed: not a bit of model or optimizers changes. Raises TenfoldError where the disk is full or
-    cannot be written; earlier checkpoints then stay.
+    Model and optimizers do not change. Raises TenfoldError if the disk is full or cannot be written; earlier checkpoints are kept.
     """
     state, unused = _state_of(model, _listed(optimizer))
     return _save(directory, _facts(step, unused, extra), state, keep, None)
@@ -59,14 +59,15 @@ def copy_state(model: nn.Module, optimizer: Optimizers) -> None:
 
 
 class Saver:
-    """Saves in the background: the loop waits for a copy in memory alone. `upload_to` is a folder that fsspec can reach.
+    """Saves checkpoints in a background thread: the training loop waits only until the state is copied in memory.
 
-    Made by all processes at the same point; saves follow one another.
+    One save runs at a time. Every process makes a `Saver`, at the same point of the program, because that creates a process group.
+    `upload_to` is a folder that fsspec can reach, to which each checkpoint is copied.
     """
 
     def __init__(self, directory: Path, keep: int, upload_to: str | None = None):
         self._directory, self._keep, self._upload_to = directory, keep, upload_to
-        # Saves have a group of their own, so that their messages do not meet those of the steps meanwhile.
+        # Saves have their own process group, so that their messages are not mixed up with those of the training steps.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         pinned = torch.cuda.is_available()
         self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
@@ -74,18 +75,18 @@ class Saver:
         self._error: Exception | None = None
 
     def save(self, step: int, model: nn.Module, optimizer: Optimizers, extra: dict[str, Any]) -> None:
-        """Begin to save; returns when weights and state are copied. Raises what the save before ended with."""
+        """Start to save, and return when weights and optimizer state are copied. Raises the error of the previous save, if any."""
         self.finish()
         state, unused = _state_of(model, _listed(optimizer))
         staged = self._stager.stage(state)
         assert isinstance(staged, dict)
         facts = _facts(step, unused, extra)
-        # A daemon: where another process is lost it may wait for that one forever, and must not keep this one alive.
+        # A daemon thread: if another process is lost it may wait for it forever, and must not keep this process alive.
         self._running = threading.Thread(target=self._write, args=(facts, staged), name="checkpoint", daemon=True)
         self._running.start()
 
     def finish(self) -> None:
-        """Wait for the save in progress. Raises TenfoldError where it failed."""
+        """Wait for the save in progress. Raises TenfoldError if it failed."""
         if self._running is not None:
             self._running.join()
         error, self._running, self._error = self._error, None, None
@@ -98,11 +99,12 @@ class Saver:
             if self._upload_to is not None:
                 target = self._upload_to
                 on_first_process(lambda: store.upload(path, target, self._keep), self._group)
-        except Exception as error:  # whatever it is, the loop raises it
+        except Exception as error:  # `finish` raises it in the training loop
             self._error = error
 
     def close(self) -> None:
-        """End the last save. Not after an error: the others may be gone, and waiting for them could take forever."""
+        """Wait for the last save and release the buffers. Not to be called after an error: other processes may be gone, and this
+        would wait for them forever."""
         self.finish()
         self._stager.close()
 
@@ -125,21 +127,21 @@ def _save(directory: Path, facts: dict[str, Any], state: dict[str, Any], keep: i
         why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise TenfoldError(
             f"The checkpoint of step {step} could not be saved in {directory}: {why}; earlier ones are kept, free some "
-            "room and resume."
+            "disk space and resume."
         ) from None
     on_first_process(lambda: _drop(_steps(directory)[: -max(1, keep)]), group)
     return final
 
 
 def latest(directory: Path) -> Path | None:
-    """The newest checkpoint in `directory`, not verified; None where there is none."""
+    """The newest checkpoint in `directory`, without verifying it; None if there is none."""
     return next(reversed(_steps(directory)), None)
 
 
 def go_back(directory: Path, step: int, uploaded_to: str | None = None) -> int | None:
-    """Drop the checkpoints after `step`, also from the store that they were `uploaded_to`; returns the newest one's step.
+    """Delete the checkpoints after `step`, also from the store that they were `uploaded_to`.
 
-    Where none would be left, none is dropped, and None returned.
+    Returns the step of the newest checkpoint left. If none would be left, none is deleted and None is returned.
     """
     steps = {int(path.name.removeprefix("step-")): path for path in _steps(directory)}
     left = [s for s in steps if s <= step]
@@ -152,10 +154,10 @@ def go_back(directory: Path, step: int, uploaded_to: str | None = None) -> int |
 
 
 def load(path: Path, model: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
-    """Verify the checkpoint `path` and load it into model and optimizers, to the bit; returns its `extra`.
+    """Verify the checkpoint `path` and load it into model and optimizers, bit for bit; returns its `extra`.
 
-    The learning rate of an optimizer that had not stepped is not in the checkpoint and stays as it is. Raises
-    TenfoldError where the checkpoint is damaged or belongs to another model or optimizer.
+    An optimizer that had not taken a step when the checkpoint was saved is not in it, and keeps its learning rate. Raises
+    TenfoldError if the checkpoint is damaged, or belongs to another model or optimizer.
     """
     manifest = _verified(path)
     if manifest is None:
@@ -166,11 +168,11 @@ def load(path: Path, model: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
 def restore_latest(
     directory: Path, model: nn.Module, optimizer: Optimizers, uploaded_to: str | None = None
 ) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint into model and optimizers; returns its `extra`, or None where there is none.
+    """Load the newest intact checkpoint into model and optimizers; returns its `extra`, or None if there is no checkpoint.
 
-    A damaged one is passed over with a warning; one that was `uploaded_to` a store is fetched where it is newer. Raises
-    TenfoldError where all are damaged, or where the newest whole one belongs to another model or optimizer. Only the
-    run that trains in `directory` may call it, for it clears away what an interrupted save left.
+    Damaged checkpoints are skipped with a warning. If the store `uploaded_to` has a newer checkpoint than `directory`, it is
+    downloaded first. Raises TenfoldError if all checkpoints are damaged, or the newest intact one belongs to another model or
+    optimizer. Only the run that trains in `directory` may call this, because it removes what an interrupted save left behind.
     """
     _settle(directory)
     if uploaded_to is not None:
@@ -194,8 +196,8 @@ def _listed(optimizer: Optimizers) -> list[Optimizer]:
 
 
 def _state_of(model: nn.Module, optimizers: list[Optimizer]) -> tuple[dict[str, Any], list[int]]:
-    """What is saved, and which optimizers are not in it."""
-    # An optimizer that has not stepped is left out: asking PyTorch for its state would step it, and so count one.
+    """The state to save, and the numbers of the optimizers that are left out of it."""
+    # An optimizer that has taken no step is left out: PyTorch's get_state_dict would take one to create its state.
     unused = [i for i, o in enumerate(optimizers) if not o.state]
     return _state(model, [o for o in optimizers if o.state]), unused
 
@@ -213,7 +215,7 @@ def _write(state: dict[str, Any], scratch: Path, group: Any) -> None:
             writer = dcp.FileSystemWriter(scratch, sync_files=True)
             dcp.save(state, storage_writer=writer, process_group=group, no_dist=not dist.is_initialized())
     except dcp.api.CheckpointException as error:
-        # The engine wraps what went wrong in its own exception, and its zip writer hides a full disk in another.
+        # DCP wraps the original error, and its zip writer reports a full disk as a different one.
         cause = _cause(error)
         if isinstance(cause, OSError):
             raise cause from None
@@ -231,7 +233,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _seal(scratch: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Put the manifest beside the shards, see that all of it is on disk, and give it its final name."""
+    """Write the manifest beside the shards, flush everything to disk, and rename the folder to its final name."""
     with (scratch / "manifest.json").open("w") as stream:
         json.dump({**manifest, "sha256": _sha256_of_json(manifest)}, stream)
         stream.flush()
@@ -247,7 +249,7 @@ def _promote(scratch: Path, final: Path) -> None:
 
 
 def _settle(directory: Path) -> None:
-    """Finish a save that a kill interrupted just before its rename, and drop one that it interrupted earlier."""
+    """Rename the temporary folders of interrupted saves that are complete, and delete the others."""
     for scratch in on_first_process(lambda: sorted(directory.glob(".step-*"))):
         whole = _verified(scratch) is not None
         final = directory / scratch.name.removeprefix(".")
@@ -285,7 +287,7 @@ def _load(path: Path, manifest: dict[str, Any], model: nn.Module, optimizers: li
 
 
 def read_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Fill `weights`, by parameter name, from the shards of a checkpoint, whatever layout saved it; one process alone."""
+    """Fill `weights`, given by parameter name, from a checkpoint of any layout; for one process, without a process group."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -310,7 +312,7 @@ def _steps(directory: Path) -> list[Path]:
 
 
 def _verified(path: Path) -> dict[str, Any] | None:
-    """The manifest of a checkpoint whose every file is what it was when it was saved, else None."""
+    """The manifest of a checkpoint if all its files match their checksums, else None."""
     manifest = on_first_process(lambda: _manifest(path))
     if manifest is None or manifest["files"] != _checksums(path, sorted(manifest["files"]), None):
         return None
@@ -331,10 +333,10 @@ def _sha256_of_json(value: Any) -> str:
 
 
 def _checksums(folder: Path, files: list[str], group: Any) -> dict[str, str]:
-    """SHA-256 by name, empty where a file cannot be read; every process reads its share of them."""
+    """The SHA-256 of each file by its name, "" for a file that cannot be read. Every process reads a share of the files."""
     together = dist.is_initialized()
     mine = files[dist.get_rank() :: dist.get_world_size()] if together else files
-    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         shares = [dict(zip(mine, pool.map(_sha256, [folder / name for name in mine]), strict=True))]
     if together:
         shares *= dist.get_world_size()
@@ -350,7 +352,7 @@ def _sha256(file: Path) -> str:
 
 
 def _sync(directory: Path) -> None:
-    """See that the names in `directory`, too, survive a loss of power."""
+    """Flush the directory itself to disk, so that the names of its files survive a loss of power."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
-"""Train a model as a run file says, and go on with a run that was stopped.
+"""Train a model from a run file, and resume a run that was stopped.
 
-The command `tenfold train` itself stands in `circle`, because it may ask the planner for a layout.
+The command `tenfold train` itself is in `tenfold.circle`, because it may ask the planner for a layout.
 """
 
 import math
@@ -17,8 +17,8 @@ from tenfold.spec.errors import TenfoldError, when_stopped
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config
 
-MOST_PROCESSES = 4096  # of one machine
-Planner = Callable[[RunConfig, int], RunConfig]  # a config, and the vocabulary of its corpus -> the config with a layout
+MOST_PROCESSES = 4096  # on one machine
+Planner = Callable[[RunConfig, int], RunConfig]  # (config, vocab_size of its corpus) -> the config with a layout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,19 +27,23 @@ if TYPE_CHECKING:
 
 
 class RunOptions(Struct, frozen=True):
-    """Where a run is kept, and the processes that train it."""
+    """Where a run is stored, and the processes that train it."""
 
-    out: Annotated[Folder | None, Meta(description="The run's directory; by default generations/NAME of the run file.")] = None
-    home: Annotated[Folder, Meta(description="Where corpora and runs are kept.")] = Path("generations")
-    launch: Annotated[str | None, Meta(description="local:N starts N processes here, and again when some are lost.")] = None
+    out: Annotated[
+        Folder | None, Meta(description="The run's directory; by default generations/NAME, where the run file is NAME.toml.")
+    ] = None
+    home: Annotated[Folder, Meta(description="Folder where corpora and runs are stored.")] = Path("generations")
+    launch: Annotated[
+        str | None, Meta(description="local:N trains with N processes on this machine, restarted when some are lost.")
+    ] = None
     json: Json = False
 
     def __post_init__(self) -> None:
-        self.started  # noqa: B018  # refuses what --launch does not take
+        self.started  # noqa: B018  # raises TenfoldError for a wrong --launch
 
     @property
     def started(self) -> int | None:
-        """How many processes this one starts; None where it trains itself."""
+        """The number of processes that this one starts; None if it trains itself."""
         if self.launch is None:
             return None
         where, _, number = self.launch.partition(":")
@@ -52,7 +56,7 @@ class RunOptions(Struct, frozen=True):
 
     @property
     def world(self) -> int:
-        """How many processes train."""
+        """The number of processes that train."""
         return self.started or int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -60,24 +64,26 @@ def resume(
     generation: Annotated[Folder, Meta(description="The directory of a run that was stopped.")],
     /,
     *,
-    home: Annotated[Folder | None, Meta(description="Where the corpora are kept; by default beside the run.")] = None,
+    home: Annotated[
+        Folder | None, Meta(description="Folder where the corpora are stored; by default the folder that holds the run.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Go on with a run from its newest checkpoint, to the very same weights as without the stop.
+    """Resume a run from its newest checkpoint; it ends with the same weights, bit for bit, as if it had not been stopped.
 
     Example: tenfold resume generations/run
     """
     from tenfold.train.result import read_result
 
     if not (generation / "run.toml").exists():
-        raise TenfoldError(f"{generation} is no run: it has no run.toml.")
+        raise TenfoldError(f"{generation} is not a run: it has no run.toml.")
     if read_result(generation) is not None:
         raise TenfoldError(f"The run in {generation} has finished; there is nothing to resume.")
     run(read_config(generation / "run.toml"), generation, RunOptions(home=home or generation.parent, json=json))
 
 
 def run(config: RunConfig, directory: Path, options: RunOptions, planner: Planner | None = None) -> None:
-    """Train `config` in `directory` and say what came of it. `planner` chooses the layout when the corpus is known."""
+    """Train `config` in `directory` and print the result. `planner` chooses the layout once the corpus is known."""
     from tenfold.launch.failures import noted
     from tenfold.spec.terminal import console
     from tenfold.train.identity import as_begun
@@ -117,7 +123,7 @@ def _on_processes(config: RunConfig, directory: Path, options: RunOptions) -> "R
 
 
 def _explain(config: RunConfig, vocab_size: int, out: "Console") -> None:
-    """Print what is trained, and what was derived with its reason."""
+    """Print the model, tokens and steps, and each derived hyperparameter with its reason."""
     from tenfold.spec.units import si
     from tenfold.train.resolve import resolve
 
@@ -128,7 +134,7 @@ def _explain(config: RunConfig, vocab_size: int, out: "Console") -> None:
         f"{r.h.steps} steps of {r.h.batch_size} x {seq_len} tokens."
     )
     if config.law is not None:
-        out.print(f"  model and tokens: by the law of {config.law}")
+        out.print(f"  model and tokens: from the scaling law {config.law}")
     for name, reason in r.h.reasons.items():
         out.print(f"  {name} = {getattr(r.h, name):.4g}: {reason}")
 

@@ -1,4 +1,4 @@
-"""Compiling a model where it pays, and attention that skips what documents mask out."""
+"""Compile a model where that saves time, and use attention that skips tiles masked out by documents."""
 
 import os
 import shutil
@@ -10,14 +10,14 @@ import torch
 from tenfold.model.attention import BLOCK, document_blocks
 from tenfold.model.llama import Llama
 
-COMPILE_SECONDS = 40.0  # what compiling a model costs on two cores
-COMPILE_GAIN = 0.2  # the share of a step that it saves on a CPU
+COMPILE_SECONDS = 40.0  # time to compile a model on two cores
+COMPILE_GAIN = 0.2  # share of the step time that it saves on a CPU
 
 
 def compile_model(model: Llama, asked: str, device: torch.device, ideal_seconds: float) -> str:
-    """Compile a model on one process where `asked` ("on", "off", "auto") says so; returns what was done and why, in words.
+    """Compile a model that is on one process, as `asked` ("on", "off", "auto"); returns in words what was done and why.
 
-    `ideal_seconds` is what the run would take at the device's peak.
+    `ideal_seconds` is how long the run would take at the device's peak FLOP/s; "auto" assumes that it takes twice as long.
     """
     if asked == "off":
         return "eager, as asked"
@@ -34,9 +34,9 @@ def compile_model(model: Llama, asked: str, device: torch.device, ideal_seconds:
 
 
 def compile_blocks(model: Llama, **options: Any) -> None:
-    """Compile each block, and the last norm, by itself: all of one kind share one graph, so that time does not grow with depth.
+    """Compile each block and the final norm separately. Equal blocks share one graph, so compile time does not grow with depth.
 
-    What was compiled is kept between runs, in `~/.cache/tenfold/compiled` unless TORCHINDUCTOR_CACHE_DIR says where.
+    Compiled code is cached between runs in `~/.cache/tenfold/compiled`, or in TORCHINDUCTOR_CACHE_DIR where that is set.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "tenfold" / "compiled"))
     for module in (*model.layers, model.norm):
@@ -44,7 +44,10 @@ def compile_blocks(model: Llama, **options: Any) -> None:
 
 
 def use_document_blocks(model: Llama, seq_len: int) -> bool:
-    """Let `model` skip what documents mask out, where rows divide into whole tiles; says whether they do."""
+    """Make `model` use block masks for documents, which skip masked tiles, if `seq_len` is a multiple of the tile size.
+
+    Returns whether it is.
+    """
     fits = seq_len % BLOCK == 0
     if fits:
         model.document_mask = document_blocks

@@ -1,4 +1,4 @@
-"""Settings of a run that contradict one another, or that another one leaves without effect: such a run is refused."""
+"""Refuse a run whose settings contradict each other, or have no effect because of another setting."""
 
 from collections.abc import Callable
 from functools import reduce
@@ -13,13 +13,13 @@ from tenfold.train.config import RunConfig, defaults
 Holds = Callable[[RunConfig], bool]
 
 
-def _shaped(config: RunConfig) -> bool:
-    """Whether the run file itself says how large the model is."""
+def gives_model_size(config: RunConfig) -> bool:
+    """Whether the run file itself determines the size of the model, so that no scaling law is needed."""
     fields = config.model if isinstance(config.model, dict) else {}
     return isinstance(config.model, str) or config.init_from is not None or bool(fields.keys() - {"family", "vision"})
 
 
-def _stores(config: RunConfig) -> bool:
+def _reads_object_store(config: RunConfig) -> bool:
     sources = [config.data.corpus] if config.data.mixture is None else [one.corpus for one in config.data.mixture]
     return any("://" in source for source in sources)
 
@@ -28,21 +28,23 @@ CONTRADICTIONS: dict[str, Holds] = {
     "must give flops or tokens": lambda c: c.flops is None and c.tokens is None,
     "gives both flops and tokens: keep one, the other follows from the model": lambda c: None not in (c.flops, c.tokens),
     "gives both a mixture and images: keep one": lambda c: None not in (c.data.mixture, c.data.images),
-    "gives both model and init_from: keep one, the shape is that of the weights": lambda c: None not in (c.model, c.init_from),
-    "gives warmup and decay in [optimizer] that are more than the whole run: lower one of them": (
+    "gives both model and init_from: keep one, because the stored weights determine the model": (
+        lambda c: None not in (c.model, c.init_from)
+    ),
+    "gives warmup and decay in [optimizer] that add up to more than the whole run: lower one of them": (
         lambda c: c.optimizer.schedule == "wsd" and c.optimizer.warmup + c.optimizer.decay > 1 + 1e-9
     ),
-    "describes an image encoder (vision) but names no images: add images to [data], or leave it out": (
+    "describes an image encoder (vision) but names no images: add images to [data], or leave vision out": (
         lambda c: isinstance(c.model, dict) and "vision" in c.model and c.data.images is None
     ),
 }
 
-# Settings without effect where the sentence behind them holds.
+# Settings that have no effect under a condition: the condition in words, and as a function.
 IDLE: dict[str, tuple[str, Holds]] = {
-    "law": ("the model or the tokens are given", lambda c: c.flops is None or _shaped(c)),
+    "law": ("the model or the tokens are given", lambda c: c.flops is None or gives_model_size(c)),
     "data.corpus": ("a mixture is given", lambda c: c.data.mixture is not None),
     "data.image_share": ("no images are given", lambda c: c.data.images is None),
-    "data.cache_gib": ("no corpus is in an object store", lambda c: not _stores(c)),
+    "data.cache_gib": ("no corpus is in an object store", lambda c: not _reads_object_store(c)),
     "optimizer.decay": ('schedule is "cosine"', lambda c: c.optimizer.schedule == "cosine"),
     "parallel.schedule": ("pp is 1", lambda c: c.parallel != "auto" and c.parallel.pp == 1),
     "parallel.virtual_stages": ("pp is 1", lambda c: c.parallel != "auto" and c.parallel.pp == 1),
@@ -50,7 +52,7 @@ IDLE: dict[str, tuple[str, Holds]] = {
 
 
 def check(config: RunConfig, where: str) -> None:
-    """Raises TenfoldError for the first contradiction, or the first setting without effect."""
+    """Raises TenfoldError for the first contradiction or setting without effect; `where` names the run file in the message."""
     for sentence, holds in CONTRADICTIONS.items():
         if holds(config):
             raise TenfoldError(f"{where} {sentence}.")
@@ -60,7 +62,7 @@ def check(config: RunConfig, where: str) -> None:
 
 
 def refuse(table: Struct, key: str, why: str, where: str = "The run") -> None:
-    """Raises TenfoldError where `key`, which has no effect, is not left at its default."""
+    """Raises TenfoldError if the setting `key` of `table`, which has no effect where `why`, differs from its default."""
     value = _at(table, key)
     if value != _default(type(table), key):
         raise TenfoldError(f"{where} gives {as_key(key)}, {shown(value)}, which has no effect where {why}: leave one of them out.")

@@ -1,4 +1,4 @@
-"""The device that a run or a server computes on, and the data sheet of its accelerator."""
+"""Resolve the device that a run or a server computes on, and find the data sheet of its accelerator."""
 
 import re
 
@@ -9,9 +9,9 @@ from tenfold.spec.errors import TenfoldError, nearest
 
 
 def resolve_device(name: str) -> str:
-    """PyTorch's name of a device. `name` is one already, or an accelerator, or `auto`: what PyTorch finds, else the CPU.
+    """PyTorch's name of the device `name`: a PyTorch device, the name of an accelerator, or `auto`.
 
-    Raises TenfoldError for a device that is not there.
+    `auto` is the accelerator that PyTorch finds, else the CPU. Raises TenfoldError for a device that is not available.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
@@ -38,7 +38,7 @@ def _computes(device: str) -> bool:
 
 
 def this_accelerator(device: str = "auto") -> Accelerator | None:
-    """The data sheet of the accelerator that `device` names, or else of the one that is there; None where none is known."""
+    """The data sheet of the accelerator that `device` names, else of the one in this machine; None if it is unknown."""
     if device.lower() in accelerators():
         return accelerators()[device.lower()]
     found = torch.device(resolve_device(device))
@@ -49,9 +49,10 @@ def this_accelerator(device: str = "auto") -> Accelerator | None:
 
 
 def published(device_name: str) -> Accelerator | None:
-    """The data sheet for a name that the driver gives ("NVIDIA H100 80GB HBM3"), or None where none is known.
+    """The data sheet for the driver's name of a device ("NVIDIA H100 80GB HBM3"), or None if there is none.
 
-    All words of a sheet's key must stand in the name; NVL cards and MIG slices have rates of their own.
+    A sheet matches if all words of its key are in the name; the longest key wins. NVL cards and MIG slices match none, because
+    their rates differ.
     """
     words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
     if words & {"nvl", "mig"}:

@@ -1,7 +1,7 @@
-"""What processes of a run would hold and send, found without them: one of each kind on fake tensors in a fake group.
+"""Dry run: the memory and communication of a run's processes, computed on fake tensors in a fake process group.
 
-The very recipe of `parallelize` and the model's own passes run, on tensors that have a shape and no memory; PyTorch's trackers
-count what would be allocated and what would be sent.
+The trainer's own `parallelize` and the model's own passes run on tensors that have a shape but no memory. PyTorch's trackers
+count what would be allocated and sent. One process of each kind is simulated.
 """
 
 import math
@@ -44,8 +44,7 @@ from tenfold.train.start import layout_of
 from tenfold.train.task import Batch, LossSums
 
 GIB = 2**30
-DIMENSIONS = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
-# What PyTorch's tracker calls things, in the planner's words.
+# The planner's names for the categories of PyTorch's memory tracker.
 PARTS = {
     "Sharded Param": "parameters", "Sharded Grad": "gradients", "OptState": "optimizer", "Activation": "activations",
     "Temp": "activations", "Inputs": "optimizer", "Unsharded Param": "gathered", "Unsharded Grad": "gathered",
@@ -55,7 +54,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Rank:
-    """One process: bytes at its fullest moment, by part, and bytes it sends in a step, by dimension of the layout."""
+    """One process: its peak memory in GiB, in total and by part, and the GiB that it sends per step, by dimension of the layout."""
 
     rank: int
     memory_gib: float
@@ -65,9 +64,10 @@ class Rank:
 
 @dataclass(frozen=True)
 class DryRun:
-    """Ranks of every kind: the first has the largest shares, the last the smallest; of a pipeline also one of its second stage.
+    """The results of a dry run: the first rank, which has the largest shares, the last, which has the smallest, and in a pipeline
+    also one of the second stage.
 
-    CUDA's context and what its allocator keeps are left out: fake tensors need neither.
+    The memory excludes the CUDA context and the allocator's overhead. `seconds` is how long the dry run took.
     """
 
     world: int
@@ -78,21 +78,21 @@ class DryRun:
 
 
 def dry_run(config: RunConfig, world: int) -> DryRun:
-    """Run a step of one of `world` processes of each kind on fake tensors; nothing is allocated, nothing sent.
+    """Run one step of one process of each kind, out of `world` processes, on fake tensors; nothing is allocated or sent.
 
-    The vocabulary is that of the published model, or the run file's. Products are in bfloat16, rows are one document. Zero bubbles
-    are taken for the interleaved schedule: what waits for the gradients of weights is not seen. Raises TenfoldError for a layout
-    that does not fit.
+    The vocabulary size is that of the published model, else the run file's. Matrix products are in bfloat16, and each row is one
+    document. The zero-bubble schedule is simulated as the interleaved one, so the activations that it keeps for the deferred
+    gradients of weights are not counted. Raises TenfoldError for a layout that does not fit.
     """
     if dist.is_initialized():
-        raise TenfoldError("A dry run is made by one process: start it without torchrun.")
+        raise TenfoldError("A dry run needs a single process: start it without torchrun.")
     began = time.perf_counter()
     vocabulary = published_model(config.model).vocab_size if isinstance(config.model, str) else config.data.vocab_size
     spec, tokens = resolve_model(config, vocabulary)
     h = resolve_hyperparameters(config, tokens)
     layout = for_world(layout_of(config), world).replace(global_batch=h.batch_size, seq_len=config.data.seq_len)
     kinds = sorted({0, world // layout.pp % world, world - 1})
-    # Each in a process of its own: what PyTorch remembers of one rank's groups stands in the way of another's.
+    # Each rank in its own process, because PyTorch keeps global state about process groups.
     with ProcessPoolExecutor(len(kinds), multiprocessing.get_context("fork")) as pool:
         ranks = list(pool.map(partial(_rank, config.optimizer.name, spec, h, layout), kinds))
     return DryRun(world, layout, spec, ranks, time.perf_counter() - began)
@@ -101,17 +101,17 @@ def dry_run(config: RunConfig, world: int) -> DryRun:
 def _rank(optimizer: str, spec: ModelSpec, h: Hyperparameters, layout: Layout, rank: int) -> Rank:
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.world)
     torch.set_num_threads(1)
-    _lose_as_on_a_gpu()
-    _agree_at_once()
+    _use_gpu_loss()
+    _skip_shape_exchange()
     try:
         fake = FakeTensorMode(allow_non_fake_inputs=True)
         with fake:
             model = make_model(spec)
         checkpoint_activations(model, layout.activation_checkpointing)
-        model.forward = partial(_next_token_loss, model)  # type: ignore[method-assign, assignment]  # the tracker follows calls of it
-        if layout.schedule == "zero_bubble":  # the tracker follows no gradients of weights alone; sends are the same
+        model.forward = partial(_next_token_loss, model)  # type: ignore[method-assign, assignment]  # the tracker hooks `forward`
+        if layout.schedule == "zero_bubble":  # the tracker cannot follow backward passes for weights only; sends are the same
             layout = layout.replace(schedule="interleaved")
-        # The mesh itself is real; what is made of fake weights is fake.
+        # Outside of fake mode, because the mesh needs real tensors; what is derived from the fake weights is fake all the same.
         task: Any = SimpleNamespace(loss=_next_token_loss)
         dims = parallelize(model, task, layout, torch.device("cpu"), torch.bfloat16)
         with fake:
@@ -125,31 +125,31 @@ def _next_token_loss(model: Any, batch: Batch) -> LossSums:
     return LossSums(*model.loss(batch.tokens, batch.targets))
 
 
-def _lose_as_on_a_gpu() -> None:
-    """Let the loss take chunks of a GPU's size and, as its compiled kernel does, nothing but the gradient beside the logits."""
-    loss.CHUNK_BYTES["cpu"] = 2 * loss.CHUNK_BYTES["cuda"]  # counted in float32 there, in bfloat16 here
+def _use_gpu_loss() -> None:
+    """Give the loss a GPU's chunk size and memory use: like the compiled kernel, it allocates only logits and gradient."""
+    loss.CHUNK_BYTES["cpu"] = 2 * loss.CHUNK_BYTES["cuda"]  # chunk_rows assumes float32 logits on a CPU, but here they are bfloat16
     loss._ChunkedCrossEntropy = loss._FusedCrossEntropy  # type: ignore[misc, assignment]
     loss.fused_gradient = lambda logits, *_: (logits.new_zeros(()), logits.new_zeros(()), torch.empty_like(logits))
 
 
-def _agree_at_once() -> None:
-    """Let stages of a pipeline take for agreed, with no other to ask, that their shapes are known."""
+def _skip_shape_exchange() -> None:
+    """Make pipeline stages skip their exchange about known shapes, because there are no other processes to answer."""
     PipelineStage._warmup_forward_vote = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     PipelineStage._warmup_backward_result = lambda *_, **__: SimpleNamespace(item=lambda: 1)  # type: ignore[method-assign, assignment]
 
 
 def _step(model: Any, optimizers: list, layout: Layout, dims: ParallelDims, rank: int) -> Rank:
-    # A dimension that takes in all processes has their group, which knows no name; that of cp cannot be told from dp_shard's then.
+    # A dimension over all processes uses the default process group, which has no name; cp and dp_shard then look the same.
     sizes = {name: getattr(layout, name) for name in ("pp", "dp_replicate", "tp")}
     alone = next((name for name, size in sizes.items() if size == dist.get_world_size()), "dp_shard")
     tracker = Tracker(model if dims.pipeline is None else nn.ModuleList(dims.pipeline.stages), alone)
-    for p in model.parameters():  # a step before, so that the optimizers have their state
+    for p in model.parameters():  # one optimizer step first, so that the optimizers have their state
         p.grad = torch.zeros_like(p)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     tracker.track_inputs(tuple(value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()))
-    with tracker, _shapes_unseen(tracker), torch.autocast("cpu", torch.bfloat16):
+    with tracker, _ignore_shape_propagation(tracker), torch.autocast("cpu", torch.bfloat16):
         passes = _passes if dims.pipeline is None else _passes_of_pipeline
         passes(tracker, layout, dims)
         gradients(model, dims)
@@ -164,19 +164,19 @@ def _step(model: Any, optimizers: list, layout: Layout, dims: ParallelDims, rank
 
 
 @contextmanager
-def _shapes_unseen(tracker: "Tracker") -> Iterator[None]:
-    """Let the tracker look away where DTensor makes whole tensors, as fake as the run's own, to know the shape of a result."""
+def _ignore_shape_propagation(tracker: "Tracker") -> Iterator[None]:
+    """Pause the tracker while DTensor makes whole fake tensors to find the shape of a result: they are not part of the run."""
     name = "_propagate_tensor_meta_non_cached"
     original = getattr(ShardingPropagator, name)
 
-    def unseen(*inputs: Any) -> Any:
+    def untracked(*inputs: Any) -> Any:
         tracker.looks, before = False, tracker.looks
         try:
             return original(*inputs)
         finally:
             tracker.looks = before
 
-    setattr(ShardingPropagator, name, unseen)
+    setattr(ShardingPropagator, name, untracked)
     try:
         yield
     finally:
@@ -187,7 +187,8 @@ def _passes(tracker: "Tracker", layout: Layout, dims: ParallelDims) -> None:
     parts = layout.micro_batches
     tokens = torch.zeros(layout.rows_together, layout.seq_len, dtype=torch.int64)
     sent_in_part: dict[str, float] = {}
-    for part in range(min(parts, 3)):  # the first finds no gradients, the last sums over copies; all others are alike
+    # Three micro-batches suffice: the first has no gradients to add to, the last sums over dp_replicate, all others are alike.
+    for part in range(min(parts, 3)):
         before = dict(tracker.bytes)
         add_across_copies(tracker.root, part == min(parts, 3) - 1)
         sums = tracker.root(dims.own_positions(Batch(tokens, tokens)))
@@ -199,7 +200,8 @@ def _passes(tracker: "Tracker", layout: Layout, dims: ParallelDims) -> None:
 
 
 def _passes_of_pipeline(tracker: "Tracker", layout: Layout, dims: ParallelDims) -> None:
-    """A round is one part of the batch for each process of a pipeline, which two rounds fill: later ones are alike."""
+    """Run the batch in rounds of one micro-batch per process of the pipeline. Two rounds fill it; all later ones are alike, so the
+    bytes sent are extrapolated from the difference between three rounds and two."""
     assert dims.pipeline is not None
     together = layout.rows_together * layout.pp
     rounds = math.ceil(layout.rows / together)
@@ -216,14 +218,14 @@ def _passes_of_pipeline(tracker: "Tracker", layout: Layout, dims: ParallelDims) 
 
 
 class Tracker(FSDPMemTracker):
-    """PyTorch's tracker of memory, which also counts the `bytes` that ring collectives send, by the dimension that they go over.
+    """PyTorch's memory tracker, extended to count the `bytes` that ring collectives send, by dimension of the layout.
 
-    `everyone` is the name of the group of all processes.
+    `everyone` is the dimension to count for the group of all processes.
     """
 
     def __init__(self, root: Any, everyone: str) -> None:
         super().__init__(next(module for module in root.modules() if isinstance(module, FSDPModule)), None)  # type: ignore[arg-type]
-        self.root = self._root_mod = root  # which need not be sharded itself
+        self.root = self._root_mod = root  # set here, because FSDPMemTracker only accepts a sharded module as its root
         self.looks = True
         self.everyone = everyone
         self.bytes: dict[str, float] = defaultdict(float)
@@ -232,13 +234,13 @@ class Tracker(FSDPMemTracker):
         run = super()._fsdp_state_pre_forward(fsdp_mod, orig_fsdp_state_pre_fw)
 
         def inner(*args: Any, **kwargs: Any) -> Any:
-            self._mod_tracker.parents.add("step")  # what is called by nothing would be taken for another step
+            self._mod_tracker.parents.add("step")  # a module without a parent would be taken for the start of another step
             return run(*args, **kwargs)
 
         return inner
 
     def _update_peak_stats(self, peak_state: Any) -> None:
-        # That of the run alone: a peak of every module, as PyTorch keeps, takes minutes for a deep model.
+        # Only the peak of the whole run: PyTorch also keeps one per module, which takes minutes for a deep model.
         for device, now in self._curr_mem_snap.items():
             if self._peak_mem.get(device, 0) < now["Total"]:
                 self._peak_mem[device] = now["Total"]
@@ -251,16 +253,16 @@ class Tracker(FSDPMemTracker):
         if func in collective_ops and result is not NotImplemented and "wait" not in str(func) and "barrier" not in str(func):
             group = CollectiveOp.get_process_group(func, args)
             whole = CollectiveOp.get_comm_tensor_size(func, result, args, kwargs)
-            if func is torch.ops.c10d.allreduce_.default:  # of a gradient that is a view, PyTorch counts what it is a view of
+            if func is torch.ops.c10d.allreduce_.default:  # PyTorch would count the whole storage of a gradient that is a view
                 whole = sum(t.nbytes for t in args[0])
             name = self.everyone if group.group_desc == "default_pg" else group.group_desc.removeprefix("mesh_")
-            name = "dp_shard" if name == "rest" else name  # of the shards of experts
+            name = "dp_shard" if name == "rest" else name  # "rest" is the mesh dimension that experts are sharded over
             self.bytes[name] += whole * _share_sent(str(func).replace("_", ""), group.size())
         return result
 
 
 def _share_sent(collective: str, ranks: int) -> float:
-    """What a process of a ring sends of what it gathers, reduces or exchanges; of a message between two, all."""
+    """The share of a collective's data that each process sends in a ring algorithm; 1 for a plain send, 0 for a receive."""
     if "send" in collective or "recv" in collective:
         return float("send" in collective)
     return (2 if "allreduce" in collective else 1) * (ranks - 1) / ranks

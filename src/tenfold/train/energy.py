@@ -1,8 +1,8 @@
-"""Energy of a run: measured where the machine tells (NVML, RAPL), otherwise estimated and said so.
+"""The energy of a run: measured by NVML and RAPL where they are available, otherwise estimated. `Energy.source` says which.
 
-NVML is read through NVIDIA's own binding. For RAPL, pyRAPL and pyJoules have had no release since 2019 and 2020, and
-the libraries that are kept up (codecarbon, zeus, perun) bring pandas, MPI or a server along; what is needed of it is
-one number in a file of the kernel (https://docs.kernel.org/power/powercap/powercap.html).
+NVML is read through NVIDIA's own binding. RAPL is read from the kernel's files
+(https://docs.kernel.org/power/powercap/powercap.html): pyRAPL and pyJoules have had no release since 2019 and 2020, and the
+maintained libraries (codecarbon, zeus, perun) depend on pandas, MPI or a server.
 """
 
 import os
@@ -10,15 +10,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# Watts of one logical processor in a cloud server, idle and busy, whole-server SPECpower results shared out over
-# them: Cloud Carbon Footprint, AWS averages (https://www.cloudcarbonfootprint.org/docs/methodology/). Memory is extra.
+# Watts of a cloud server per logical processor, idle and busy, without memory: Cloud Carbon Footprint's averages for AWS, from
+# SPECpower results of whole servers (https://www.cloudcarbonfootprint.org/docs/methodology/).
 IDLE_WATTS = 0.74
 BUSY_WATTS = 3.5
 
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules since the start, watts since the last reading, and `source`: nvml, rapl and estimated, joined by `+`."""
+    """Joules since the start, mean watts since the last reading, and `source`: some of nvml, rapl and estimated, joined by `+`."""
 
     joules: float
     watts: float
@@ -26,13 +26,14 @@ class Energy:
 
 
 class EnergyMeter:
-    """The energy that this machine's visible GPUs and its processors used since `start` (or since it was made).
+    """The energy used by this machine's visible GPUs and its CPUs since `start` (or since the meter was made).
 
-    GPUs and RAPL packages are counted whole, whoever uses them. Where no package can be read (a virtual machine, no
-    permission), the processors' part is estimated: each logical processor that this process may use draws `IDLE_WATTS`, and
-    the CPU time of this process draws up to `BUSY_WATTS`. Of several processes on a machine one counts the `whole_machine`;
-    the meters of the others count what their own CPU time adds to the estimate, so that the sum of all is the machine's.
-    Read it every few minutes at least: a RAPL counter wraps around within 20 minutes of full load on some machines.
+    GPUs and RAPL packages are counted completely, whichever process uses them. If no RAPL package can be read (in a virtual
+    machine, or without permission), CPU energy is estimated: each logical processor that this process may use draws `IDLE_WATTS`,
+    and the CPU time of this process draws `BUSY_WATTS` instead. With several processes on a machine, one counts the
+    `whole_machine`; the meters of the others count only what their own CPU time adds to the estimate, so the sum over all
+    processes is the machine's energy. Read the meter every few minutes: a RAPL counter can wrap around within 20 minutes of full
+    load.
     """
 
     def __init__(self, powercap: Path = Path("/sys/class/powercap"), whole_machine: bool = True) -> None:
@@ -45,14 +46,14 @@ class EnergyMeter:
         self.start()
 
     def start(self) -> None:
-        """Count from now on."""
+        """Start counting from zero."""
         self._joules = 0.0
         self._last_time, self._last_cpu_s = time.monotonic(), time.process_time()
         self._last_gpu_j = [_gpu_joules(gpu) for gpu in self._gpus]
         self._last_rapl_uj = [_number(package / "energy_uj") for package in self._packages]
 
     def read(self) -> Energy:
-        """The energy up to now."""
+        """The energy since `start`."""
         now = time.monotonic()
         seconds = max(1e-9, now - self._last_time)
         added = self._gpus_added_joules()
@@ -78,7 +79,7 @@ class EnergyMeter:
 
 
 def _nvml_devices() -> list:
-    """NVML handles of the GPUs that CUDA_VISIBLE_DEVICES leaves visible, if all of them count their energy."""
+    """NVML handles of the GPUs visible under CUDA_VISIBLE_DEVICES; empty unless all of them report their energy."""
     try:
         import pynvml
 
@@ -95,7 +96,7 @@ def _nvml_devices() -> list:
         for handle in handles:
             _gpu_joules(handle)
         return handles
-    except Exception:  # not installed, no driver, a slice of a GPU, or one too old to count energy
+    except Exception:  # pynvml is not installed, no driver, a MIG slice, or a GPU too old to report its energy
         return []
 
 
@@ -106,9 +107,9 @@ def _gpu_joules(gpu: object) -> float:
 
 
 def _rapl_packages(powercap: Path) -> list[Path]:
-    """The readable package domains; `psys` and the domains inside a package would count the same energy twice."""
+    """The readable package domains. `psys` and the domains inside a package are left out: they would be counted twice."""
     packages = []
-    for zone in sorted(powercap.glob("intel-rapl:*")):  # AMD's are listed under the same name
+    for zone in sorted(powercap.glob("intel-rapl:*")):  # also the name of the zones on AMD CPUs
         try:
             if (zone / "name").read_text().startswith("package") and _number(zone / "energy_uj") >= 0:
                 packages.append(zone)

@@ -1,4 +1,4 @@
-"""A Hugging Face model from a checkpoint of any layout, a part at a time: no process ever holds the whole."""
+"""Write a Hugging Face model from a checkpoint of any layout, part by part, so that no process holds the whole model."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from tenfold.train.checkpoint import read_weights
 def export_model(
     checkpoint: Path, spec: ModelSpec, directory: Path, tokenizer_directory: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write the weights of `checkpoint` as a model of shape `spec`. Raises TenfoldError where they are another model's.
+    """Write the weights of `checkpoint` as a model with `spec`. Raises TenfoldError if the checkpoint is of another model.
 
-    The largest part in memory is one block, or the table of the vocabulary, and the shard of 4 GiB being written.
+    The memory needed is that of one block or of the embedding table, plus the shard of at most 4 GiB that is being written.
     """
 
     def fill(name: str, part: nn.Module) -> None:

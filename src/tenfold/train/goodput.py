@@ -1,7 +1,7 @@
-"""Where the time of a run went, over all its starts: the share in steps that counted, and what the rest went to.
+"""Goodput: the share of a run's wall-clock time, over all its starts, that went into steps whose result was kept.
 
-`time.jsonl` in the run's directory only ever grows: a line where a process begins or wakes up, and lines with the seconds of each
-part so far. Steps that were done but not saved before a failure are in it, though the run's own record forgets them.
+Times are appended to `time.jsonl` in the run's directory: one line when a process starts or wakes up, and lines with the seconds
+spent in each part so far. Unlike `run.jsonl`, it keeps the steps that were lost in a failure because they had not been saved.
 """
 
 import time
@@ -21,11 +21,11 @@ PARTS = ("stepping", "saving", "evaluating")
 
 @dataclass(frozen=True)
 class Goodput:
-    """Seconds by what they went to; they add to `wall_s`. `goodput` is the share of `counted_s`.
+    """Seconds by what they were spent on; all but `wall_s` itself add up to `wall_s`. `goodput` is counted_s / wall_s.
 
-    `counted_s`: steps whose result the run kept. `redone_s`: `redone_steps` steps that were lost and done again.
-    `starting_s`: from a process's start to its first step. `saving_s`: what the loop waited for saves. `down_s`: from the
-    last sign of a process that failed to the start of the next (a hang among it), and while it slept.
+    `counted_s`: steps whose result the run kept. `redone_s`: `redone_steps` steps that were lost and repeated. `starting_s`: from
+    the start of a process to its first step. `saving_s`: the training loop waiting for saves. `down_s`: from the last line of a
+    process that failed (including a hang) to the start of the next one, and while the run slept. `starts`: number of starts.
     """
 
     wall_s: float
@@ -42,9 +42,10 @@ class Goodput:
 
 
 class GoodputTimer:
-    """Times the parts of the loop. `path` None (a process that is not the first) keeps nothing.
+    """Measures the time spent in the parts of the training loop and appends it to `path`.
 
-    A run that begins again after it has ended begins its file anew.
+    With `path` None, as on every process but the first, nothing is written. If the run in the file had finished and starts again
+    from step 0, the file is deleted first.
     """
 
     def __init__(self, path: Path | None, step: int):
@@ -56,19 +57,19 @@ class GoodputTimer:
         self.begin(step, time.time() - _age_s())
 
     def begin(self, step: int, began: float) -> None:
-        """Count anew from the first step of a process that was started, or woken up, at the time `began`."""
+        """Start counting from zero, for a process that was started or woken up at `began` (Unix seconds)."""
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._line({"began": began, "time": time.time(), "step": step})
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
-        """Count what is done within it as `part`, one of `PARTS`."""
+        """Count the time of the block as `part`, one of `PARTS`."""
         began = time.perf_counter()
         yield
         self._seconds[part] += time.perf_counter() - began
 
     def write(self, step: int, finished: bool = False) -> None:
-        """Put down the seconds so far, with `step` steps done."""
+        """Append the seconds so far, after `step` steps."""
         self._line({"time": time.time(), "step": step, **self._seconds, **({"finished": True} if finished else {})})
 
     def _line(self, row: dict[str, Any]) -> None:
@@ -77,12 +78,15 @@ class GoodputTimer:
 
 
 def read_goodput(path: Path) -> dict[str, Any]:
-    """The `Goodput` of a `time.jsonl` as plain values; empty where there is none."""
+    """The fields of `Goodput` from a `time.jsonl`; an empty dict if there is no file."""
     return goodput_of(read_lines(path))
 
 
 def goodput_of(rows_of_file: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The same of its rows. Of each start the first and the last are needed, and the last that the next start kept."""
+    """As `read_goodput`, from the rows of the file.
+
+    Of each start, only three rows matter: the first, the last, and the last one whose step the next start did not repeat.
+    """
     starts: list[list[dict[str, Any]]] = []
     for row in rows_of_file:
         if "began" in row:
@@ -120,8 +124,11 @@ def goodput_of(rows_of_file: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _age_s() -> float:
-    """How long this process has lived. Linux knows its start since boot; when that was, by the clock on the wall, it knows by a
-    second at best, and worse after the clock was set."""
+    """The age of this process in seconds.
+
+    On Linux it is computed from times since boot, because the wall-clock time of the boot is only known to a second, and is wrong
+    after the clock was set.
+    """
     created = psutil.Process().create_time()
     if psutil.LINUX:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - (created - psutil.boot_time())

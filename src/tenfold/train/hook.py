@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: checkpoints, health, metrics, balance, evaluation. One's own stand beside them."""
+"""Hooks: what happens around the steps of a run, such as checkpoints, metrics and evaluation. `fit` also takes your own hooks."""
 
 from typing import Any
 
@@ -8,29 +8,29 @@ from tenfold.train.state import StepOutput
 
 
 class Hook:
-    """`fit` calls every hook in the order of its list, on every process; a method that is not overridden does nothing.
+    """Base class of hooks. `fit` calls them in the order of its list, on every process; by default a method does nothing.
 
-    An exception in a hook ends the run, which goes on from its last checkpoint when it is started again.
+    An exception in a hook ends the run; when started again, it resumes from its last checkpoint.
     """
 
     def start(self, run: Run) -> None:
-        """Before the first step of this start, with the state of a checkpoint loaded."""
+        """Called before the first step of this start, after the checkpoint, if any, is loaded."""
 
     def after_step(self, run: Run, done: StepOutput) -> None:
-        """After every step; `run.state.step` steps are done."""
+        """Called after every step; `run.state.step` is the number of completed steps."""
 
     def finish(self, run: Run) -> None:
-        """When no more steps are done: the run has finished, or was stopped."""
+        """Called after the last step of this start, when the run has finished or was stopped."""
 
     def end(self, run: Run, result: RunResult) -> None:
-        """After the last evaluation."""
+        """Called after the final evaluation, with its result."""
 
     def close(self) -> None:
-        """At the end, also after an error."""
+        """Called at the very end, also after an error."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as JSON values."""
+        """The state that a resumed run needs, as JSON values. It is stored under the name of the hook's class."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of a checkpoint, before `start`."""
+        """Restore the state from a checkpoint; called before `start`."""

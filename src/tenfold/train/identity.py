@@ -1,7 +1,8 @@
-"""The identity of a run: what its settings came to at its first start, frozen in its directory as `identity.json`.
+"""The identity of a run: its settings at its first start, with everything derived, stored in its directory as `identity.json`.
 
-Every later start is compared with it under a lock, before anything is written: a setting that differs is refused, unless it is
-in `MAY_CHANGE`; then it is recorded in `run.jsonl` as the event "changed". A run that has saved nothing may begin anew.
+Every later start is compared with it, under a lock and before anything is written. A setting that differs is refused, unless it
+is in `MAY_CHANGE`; then the change is recorded in `run.jsonl` as the event "changed". A run that has not saved anything yet may
+start again with other settings.
 """
 
 from collections.abc import Iterator
@@ -31,19 +32,20 @@ from tenfold.train.task import Task
 
 FILE = "identity.json"
 VERSION = 1
-# Settings, and tables of them, that a run may go on with changed. Beside them `tokens` may grow: the schedule is then that of the
-# new total from there on; batch size, learning rates and decay stay those of the first start. Corpora may move: what they hold is
-# compared by `content`.
+# Settings, and tables of settings, that may differ when a run is resumed. `tokens` may also grow: from then on the schedule is that
+# of the new total, while batch size, learning rates and weight decay remain those of the first start. Corpora may be moved, because
+# their contents are compared as `content`.
 MAY_CHANGE = (
     "device", "compile", "threads", "parallel", "checkpoint", "log", "health", "software", "task.evaluate_every",
     "data.corpus", "data.images", "data.cache_gib", "data.max_epochs", "optimizer.max_skipped",
 )  # fmt: skip
 DERIVED = {"data": ("batch_size",), "optimizer": ("learning_rate", "weight_decay", "beta2")}
-SHOWN = 6  # differences that a refusal lists
+SHOWN = 6  # most differences that an error message lists
 
 
 class Identity(NamedTuple):
-    """`config` is what this start trains, `settings` what it came to, and `changed` what differs from before: [before, after]."""
+    """`config` is the run file of this start, `settings` are its settings with everything derived, and `changed` are those that
+    differ from the first start, each as [before, after]."""
 
     config: RunConfig
     settings: dict[str, Any]
@@ -52,9 +54,9 @@ class Identity(NamedTuple):
 
 @contextmanager
 def only_training(directory: Path) -> Iterator[None]:
-    """While the block runs no other run trains in `directory`; the processes of one run are one.
+    """Hold the lock of `directory`, so that no other run trains in it; the first process holds it for all processes of a run.
 
-    Raises TenfoldError that names the process which trains there.
+    Raises TenfoldError, with the process that holds the lock, if another run trains there.
     """
     with ExitStack() as held:
         on_first_process(lambda: _hold(directory, held))
@@ -67,9 +69,9 @@ def _hold(directory: Path, held: ExitStack) -> None:
 
 
 def identify(task: Task, config: RunConfig, directory: Path) -> Identity:
-    """What `config` comes to in `directory`. Writes nothing.
+    """The identity of a run of `config` in `directory`. Writes nothing.
 
-    Raises TenfoldError with the differences where the run there was begun as another one.
+    Raises TenfoldError with the differences if the run in `directory` was started with other settings that may not change.
     """
     config = with_absolute_paths(config)
     before = _begun(directory, config)
@@ -77,27 +79,28 @@ def identify(task: Task, config: RunConfig, directory: Path) -> Identity:
         config = replace(config, dtype=before["dtype"])
     settings = _settings(task, config)
     config = replace(config, dtype=settings["dtype"])
-    if before is None and _has_saved(directory, config) and (directory / "run.toml").exists():  # of an older Tenfold
+    if before is None and _has_saved(directory, config) and (directory / "run.toml").exists():  # a run without identity.json
         before = _settings(task, with_absolute_paths(read_config(directory / "run.toml")))
     changed = {} if before is None else _differences(before, settings, _defaults(task))
     refused = {key: values for key, values in changed.items() if not _may_change(key, *values)}
     if refused:
         raise TenfoldError(
-            f"The run in {directory} was begun with other settings ({_listed(refused)}): go on with those, or train in another "
-            "directory (--out)."
+            f"The run in {directory} was begun with other settings ({_listed(refused)}): resume it with those, or train in "
+            "another directory (--out)."
         )
     return Identity(config, settings, changed)
 
 
 def freeze(identity: Identity, directory: Path) -> None:
-    """Write the settings of a run for its later starts. Raises TenfoldError where the directory cannot be written."""
+    """Write the settings of a run for its later starts. Raises TenfoldError if the directory cannot be written."""
     write_json(directory / FILE, {"version": VERSION, "settings": identity.settings})
 
 
 def as_begun(config: RunConfig, directory: Path) -> RunConfig:
-    """`config` with absolute paths; what it leaves to be derived is as the run in `directory`, if there is one, was begun.
+    """`config` with absolute paths; settings that it leaves to be derived are those that the run in `directory` was started with.
 
-    So a run that is given more tokens keeps its batch size and learning rate, and one on another machine its number format.
+    So a run that is given more tokens keeps its batch size and learning rate, and a run that moves to another machine keeps its
+    number format.
     """
     config = with_absolute_paths(config)
     before = _begun(directory, config)
@@ -111,9 +114,9 @@ def as_begun(config: RunConfig, directory: Path) -> RunConfig:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """`config` with every path absolute that is there, so that the run goes on from any folder. Names and addresses stay."""
+    """`config` with every existing path made absolute, so that the run can be resumed from any folder. Names and URLs stay."""
     data, store = config.data, config.checkpoint.upload_to
-    if store is not None and "://" not in store:  # a folder that need not be there yet
+    if store is not None and "://" not in store:  # a folder, which need not exist yet
         store = str(Path(store).expanduser().absolute())
     mixture = data.mixture and [replace(m, corpus=_absolute(m.corpus), name=m.name or Path(m.corpus).name) for m in data.mixture]
     task = {key: _absolute(value) if key != "name" and _looks_like_a_path(value) else value for key, value in config.task.items()}
@@ -139,7 +142,7 @@ def _absolute(name: Any) -> Any:
 
 
 def _begun(directory: Path, config: RunConfig) -> dict[str, Any] | None:
-    """The settings that the run in `directory` was begun with; None where it has saved nothing that a start would go on with."""
+    """The settings that the run in `directory` was started with; None if it has saved nothing that a start would resume."""
     if not (directory / FILE).exists() or not _has_saved(directory, config):
         return None
     return read_document(directory / FILE, VERSION, "train in another directory")["settings"]
@@ -151,7 +154,8 @@ def _has_saved(directory: Path, config: RunConfig) -> bool:
 
 
 def _settings(task: Task, config: RunConfig) -> dict[str, Any]:
-    """What `config` comes to, under dotted names. What only leads there (flops, law, paths of a mixture) is not among it."""
+    """The settings of `config` with everything derived, by dotted names. Settings that only serve to derive others (flops, law,
+    vocab_size, the paths of a mixture) are left out."""
     resolved = resolve(config, task.vocab_size)
     h, given = resolved.h, msgspec.to_builtins(config)
     for key in ("version", "flops", "law"):
@@ -181,13 +185,13 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _defaults(task: Task) -> dict[str, Any]:
-    """What a setting is that a run file leaves out, or that Tenfold did not have when a run began."""
+    """The default of every setting, for those that the `identity.json` of another version of Tenfold lacks."""
     of_task = {} if task.settings is None else defaults(type(task.settings))
     return finite(_flat(msgspec.to_builtins({**defaults(RunConfig), "task": {"name": "pretrain", **of_task}})))
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any], left_out: dict[str, Any]) -> dict[str, list[Any]]:
-    """Every setting of either start that differs; one that a start does not name is as `left_out` says."""
+    """Every setting that differs between two starts, as [before, after]; `left_out` has the values of settings that one lacks."""
     values = {key: [of.get(key, left_out.get(key)) for of in (before, after)] for key in before | after}
     return {key: [was, is_] for key, (was, is_) in values.items() if was != is_}
 

@@ -1,4 +1,4 @@
-"""The weights that a run begins with. On several processes none ever holds more than its share of them and one part whole."""
+"""The initial weights of a run. With several processes, each holds at most its share of the weights and one whole part."""
 
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from tenfold.train.parallel.gradients import local
 
 
 def build(spec: ModelSpec, init_from: str | None, device: torch.device) -> Llama:
-    """The model that a run begins with: stored weights where it says so, else drawn from the generator; none on the meta device."""
+    """The model that a run starts from, on `device`: with the stored weights of `init_from`, or else randomly initialized.
+
+    On the meta device, its weights have shapes only. Raises TenfoldError if a model is too large for this machine's memory.
+    """
     if device.type == "cpu":
         _require_memory(spec)
     if init_from is not None and device.type != "meta":
@@ -31,17 +34,17 @@ def build(spec: ModelSpec, init_from: str | None, device: torch.device) -> Llama
 
 
 def _require_memory(spec: ModelSpec) -> None:
-    """Raises TenfoldError where weights and gradients alone are more than this machine's memory."""
+    """Raises TenfoldError if weights and gradients alone do not fit this machine's memory."""
     total, there = spec.parameters().total, psutil.virtual_memory().total
     if 8 * total > there:
         raise TenfoldError(
-            f"{spec.name} has {si(total, 'parameters')}, with gradients {8 * total / 2**30:.3g} GiB, and this machine has "
-            f"{there / 2**30:.3g}: take a smaller model or more machines."
+            f"{spec.name} has {si(total, 'parameters')}, which need {8 * total / 2**30:.3g} GiB with their gradients, and this "
+            f"machine has {there / 2**30:.3g} GiB: train a smaller model, or use more machines."
         )
 
 
 def check_tokenizer(init_from: Path, tokenizer_directory: Path) -> None:
-    """Raises TenfoldError where the weights in `init_from` were trained with another tokenizer than the corpus has."""
+    """Raises TenfoldError if the model in `init_from` has another tokenizer than the corpus."""
     if has_tokenizer(init_from) and not same_tokenizer(init_from, tokenizer_directory):
         raise TenfoldError(
             f"The model in {init_from} has another tokenizer than the corpus {tokenizer_directory}: build the corpus with "
@@ -51,7 +54,10 @@ def check_tokenizer(init_from: Path, tokenizer_directory: Path) -> None:
 
 @torch.no_grad()
 def give_shares(model: Llama, init_from: str | None, device: torch.device) -> None:
-    """Give a model of the meta device, once it is spread over processes, the weights that `build` would, to the bit."""
+    """Fill a model on the meta device that is already distributed with the same weights, bit for bit, that `build` gives it.
+
+    Every process draws or reads all weights one at a time, and keeps its own share of each.
+    """
     model.to_empty(device=device)
     for buffer in model.buffers():
         buffer.zero_()
@@ -61,13 +67,13 @@ def give_shares(model: Llama, init_from: str | None, device: torch.device) -> No
         return
     for part, weights in read_parts(Path(init_from)):
         for name, whole in weights.named_parameters():
-            if f"{part}.{name}" in ours:  # else another stage has it
+            if f"{part}.{name}" in ours:  # else it belongs to another pipeline stage
                 _keep_share(ours[f"{part}.{name}"], whole)
 
 
 def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> None:
     spec = model.spec
-    with device:  # building a model draws too, before `initialize` does
+    with device:  # bring the generator to the state that `build` leaves it in: making modules draws weights before `initialize`
         nn.Embedding(spec.vocab_size, spec.dim)
         for layer in range(spec.n_layers):
             model.block(layer)
@@ -76,12 +82,12 @@ def _draw(model: Llama, ours: dict[str, nn.Parameter], device: torch.device) -> 
     for name, shape in shapes.items():
         whole = torch.empty(shape, device=device)
         draw(name, whole, spec)
-        if name in ours:  # else another stage has it
+        if name in ours:  # else it belongs to another pipeline stage
             _keep_share(ours[name], whole.zero_() if begins_at_zero(name, spec) else whole)
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether this process's share of the weights has neither NaN nor infinities."""
+    """Whether this process's share of the weights contains neither NaN nor infinity."""
     return all(bool(local(p).isfinite().all()) for p in model.parameters())
 
 

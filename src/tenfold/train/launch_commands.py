@@ -1,4 +1,4 @@
-"""Train a run, or a sweep of runs, as jobs of a cluster or of this machine."""
+"""`tenfold launch`: train a run, or a sweep of runs, as jobs on a cluster or on this machine."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,63 +16,85 @@ GIB = 2**30
 
 
 class ClusterOptions(Struct, frozen=True):
-    """What is asked of a cluster."""
+    """The resources and limits of a job."""
 
-    nodes: Annotated[Nodes, Meta(description="Nodes to train on.")] = 1
-    gpus_per_node: Annotated[Gpus, Meta(description="GPUs of a node; 0 trains on its CPU.")] = 8
-    processes_per_node: Annotated[Count | None, Meta(description="Processes of a node; by default one for each GPU.")] = None
-    cores_per_node: Annotated[CountOrNone, Meta(description="CPU cores of a node; 0 takes what the node has.")] = 0
-    memory_gib: Annotated[Positive | None, Meta(description="Memory of a node that the job needs.")] = None
-    least_nodes: Annotated[Nodes | None, Meta(description="Go on with so few when others are lost; by default all.")] = None
-    limit: Annotated[str | None, Meta(description="Time limit, hours:minutes:seconds; Slurm is asked for 24:00:00.")] = None
-    save_s: Annotated[Nodes, Meta(description="Seconds to save in, ahead of the limit or after SIGTERM.")] = 180
-    restarts: Annotated[CountOrNone, Meta(description="Starts after processes were lost.")] = 100
-    same_failures: Annotated[Count, Meta(description="End the job when it fails so often alike at the same step.")] = 2
-    env: Annotated[tuple[str, ...], Meta(description="NAME=VALUE for the processes, such as NCCL_DEBUG=INFO; again for more.")] = ()
-    home: Annotated[Text, Meta(description="Where corpora and runs are kept, on all nodes alike.")] = "generations"
+    nodes: Annotated[Nodes, Meta(description="Number of nodes to train on.")] = 1
+    gpus_per_node: Annotated[Gpus, Meta(description="GPUs per node; 0 trains on the CPU.")] = 8
+    processes_per_node: Annotated[Count | None, Meta(description="Processes per node; by default one for each GPU.")] = None
+    cores_per_node: Annotated[CountOrNone, Meta(description="CPU cores per node; 0 uses all that the node has.")] = 0
+    memory_gib: Annotated[Positive | None, Meta(description="Memory per node that the job requests, in GiB.")] = None
+    least_nodes: Annotated[
+        Nodes | None, Meta(description="Fewest nodes to go on with when others are lost; by default all are needed.")
+    ] = None
+    limit: Annotated[str | None, Meta(description="Time limit, hours:minutes:seconds; by default 24:00:00 on Slurm.")] = None
+    save_s: Annotated[Nodes, Meta(description="Seconds reserved for saving before the time limit, or after SIGTERM.")] = 180
+    restarts: Annotated[CountOrNone, Meta(description="How often the processes are restarted after some were lost.")] = 100
+    same_failures: Annotated[Count, Meta(description="End the job after so many equal failures at the same step.")] = 2
+    env: Annotated[
+        tuple[str, ...], Meta(description="Environment variable NAME=VALUE for the processes; repeat the option for more.")
+    ] = ()
+    home: Annotated[Text, Meta(description="Folder for corpora and runs, at the same path on all nodes.")] = "generations"
 
 
 class SystemOptions(Struct, frozen=True):
-    """Options of the cluster's system; each launcher takes its own."""
+    """Options of the launchers; each launcher accepts only its own."""
 
-    folder: Annotated[Folder, Meta(description="Folder of the job's file, record and log.", extra={"flag": "--out"})] = Path()
-    port: Annotated[Port, Meta(description="Where the nodes meet on the first; other jobs on it need another.")] = 29400
-    image: Annotated[str | None, Meta(description="The container image, for Kubernetes, or Slurm with pyxis.")] = None
+    folder: Annotated[
+        Folder, Meta(description="Folder to write the job file, its record and its log to.", extra={"flag": "--out"})
+    ] = Path()
+    port: Annotated[
+        Port, Meta(description="TCP port on the first node where the nodes meet; jobs that share this node need different ones.")
+    ] = 29400
+    image: Annotated[str | None, Meta(description="Container image, for Kubernetes, or for Slurm with pyxis.")] = None
     partition: Annotated[str | None, Meta(description="Slurm's partition.")] = None
     account: Annotated[str | None, Meta(description="Slurm's account.")] = None
     qos: Annotated[str | None, Meta(description="Slurm's quality of service.")] = None
     reservation: Annotated[str | None, Meta(description="Slurm's reservation.")] = None
-    constraint: Annotated[str | None, Meta(description="Features of Slurm's nodes, such as 'h100&nvlink'.")] = None
-    gres: Annotated[str | None, Meta(description="Further resources of Slurm's nodes, such as nic:4.")] = None
-    switches: Annotated[str | None, Meta(description="Slurm: the most leaf switches, and how long to wait: 1@2:00:00.")] = None
+    constraint: Annotated[str | None, Meta(description="Slurm: features that the nodes must have, such as 'h100&nvlink'.")] = None
+    gres: Annotated[str | None, Meta(description="Slurm: further generic resources per node, such as nic:4.")] = None
+    switches: Annotated[
+        str | None, Meta(description="Slurm: the most leaf switches, and how long to wait for them, such as 1@2:00:00.")
+    ] = None
     signal: Annotated[
-        Literal["USR1", "TERM", "INT"] | None, Meta(description="What Slurm sends ahead of the limit, so that the run saves: USR1.")
+        Literal["USR1", "TERM", "INT"] | None,
+        Meta(description="Slurm: signal to send before the time limit, so that the run saves; by default USR1."),
     ] = None
-    requeues: Annotated[CountOrNone | None, Meta(description="How often Slurm may queue the job again: 100.")] = None
-    claim: Annotated[str | None, Meta(description="Kubernetes: the volume claim that --home is on: tenfold.")] = None
-    queue: Annotated[str | None, Meta(description="Kubernetes: Kueue's queue.")] = None
-    topology: Annotated[str | None, Meta(description="Kueue: the label of a level of nodes that all pods must share.")] = None
+    requeues: Annotated[CountOrNone | None, Meta(description="Slurm: how often the job may be requeued; by default 100.")] = None
+    claim: Annotated[
+        str | None, Meta(description="Kubernetes: the persistent volume claim that holds --home; by default tenfold.")
+    ] = None
+    queue: Annotated[str | None, Meta(description="Kubernetes: the Kueue queue.")] = None
+    topology: Annotated[
+        str | None, Meta(description="Kueue: node label of a topology level; all pods must run within one of its domains.")
+    ] = None
     gang: Annotated[
-        Literal["coscheduling", "volcano"] | None, Meta(description="Kubernetes: the scheduler that starts all pods or none.")
+        Literal["coscheduling", "volcano"] | None, Meta(description="Kubernetes: gang scheduler, which starts all pods or none.")
     ] = None
-    rdma: Annotated[tuple[str, ...] | None, Meta(description="Kubernetes: RDMA devices of a pod, such as rdma/hca=1.")] = None
-    toleration: Annotated[tuple[str, ...] | None, Meta(description="Kubernetes: KEY=VALUE:EFFECT; again for more.")] = None
-    node_selector: Annotated[tuple[str, ...] | None, Meta(description="Kubernetes: KEY=VALUE; again for more.")] = None
+    rdma: Annotated[tuple[str, ...] | None, Meta(description="Kubernetes: RDMA devices per pod, such as rdma/hca=1.")] = None
+    toleration: Annotated[
+        tuple[str, ...] | None, Meta(description="Kubernetes: a toleration KEY=VALUE:EFFECT; repeat the option for more.")
+    ] = None
+    node_selector: Annotated[
+        tuple[str, ...] | None, Meta(description="Kubernetes: a node selector KEY=VALUE; repeat the option for more.")
+    ] = None
     priority_class: Annotated[str | None, Meta(description="Kubernetes: the priority class.")] = None
     pull_secret: Annotated[str | None, Meta(description="Kubernetes: the secret to pull the image with.")] = None
-    working_dir: Annotated[Folder | None, Meta(description="Ray: a folder that the job runs in a copy of.")] = None
+    working_dir: Annotated[Folder | None, Meta(description="Ray: a folder to copy to the cluster and run the job in.")] = None
 
 
 class JobOptions(Struct, frozen=True):
-    """Which jobs are made, and whether they are submitted."""
+    """Which jobs are written, and whether they are submitted."""
 
-    sweep: Annotated[tuple[str, ...], Meta(description="KEY=VALUE,VALUE: a job for each; again for their product.")] = ()
-    at_once: Annotated[Count | None, Meta(description="How many jobs of a sweep run at a time, on Slurm; by default all.")] = None
-    submit: Annotated[bool, Meta(description="Submit it too.")] = False
+    sweep: Annotated[
+        tuple[str, ...],
+        Meta(description="KEY=VALUE,VALUE: one job for each value; repeat the option for all combinations of several settings."),
+    ] = ()
+    at_once: Annotated[Count | None, Meta(description="Slurm: how many jobs of a sweep may run at once; by default all.")] = None
+    submit: Annotated[bool, Meta(description="Also submit the job.")] = False
 
 
 def launch(
-    run: Annotated[File, Meta(description="A run file.")],
+    run: Annotated[File, Meta(description="The run file.")],
     /,
     *,
     on: Annotated[Text, Meta(description="The launcher: slurm, kubernetes, ray or local.")],
@@ -81,7 +103,7 @@ def launch(
     jobs: JobOptions = JobOptions(),
     json: Json = False,
 ) -> None:
-    """Write the job file that trains a run on many machines, show it, and submit it if asked to.
+    """Write the job file that trains a run on many machines, print it, and with --submit also submit it.
 
     Examples:
 
@@ -103,9 +125,9 @@ def launch(
     options = given | ({"home": asked.home} if on == "kubernetes" or (on == "slurm" and system.image) else {})
     launcher = open_launcher(on, **options)
     if not isinstance(launcher, JobFileLauncher):
-        raise TenfoldError(f"The launcher {on!r} writes no job file: say slurm, kubernetes, ray or local.")
+        raise TenfoldError(f"The launcher {on!r} does not write job files: give --on slurm, kubernetes, ray or local.")
     if jobs.at_once is not None and not jobs.sweep:
-        raise TenfoldError("--at-once is of a sweep: say --sweep KEY=VALUE,VALUE, too.")
+        raise TenfoldError("--at-once needs a sweep: give --sweep KEY=VALUE,VALUE too.")
     runs = write_sweep(run, jobs.sweep, system.folder) if jobs.sweep else [run]
     made = [command_job(one, _needs(asked), asked.home, **_fields(asked)) for one in runs]
     if jobs.submit:
@@ -132,7 +154,7 @@ def _needs(asked: ClusterOptions) -> Resources:
 
 
 def _fields(asked: ClusterOptions) -> dict[str, Any]:
-    """The job's fields. Raises TenfoldError for an environment variable without a value."""
+    """The fields of `Job` that the options set. Raises TenfoldError for an environment variable without a value."""
     pairs = [text.partition("=") for text in asked.env]
     if wrong := [name for name, sign, _ in pairs if not sign]:
         raise TenfoldError(f"--env takes NAME=VALUE, such as NCCL_DEBUG=INFO, not {wrong[0]!r}.")

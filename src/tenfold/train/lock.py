@@ -1,4 +1,4 @@
-"""The lock of a run: who trains in its directory."""
+"""The lock of a run's directory, which tells who trains in it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,5 +9,5 @@ LOCK = ".training.lock"  # held by the first process of the run
 
 
 def trainer(directory: Path) -> dict[str, Any] | None:
-    """What is known of the process that trains in `directory`: its `process`, `host`, `command`. None where none does."""
+    """The `process` id, `host` and `command` of the process that trains in `directory`; None if none does."""
     return holder(directory / LOCK)

@@ -9,10 +9,10 @@ import torch
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that PyTorch allocated on a GPU, or the most resident memory the process had on a CPU, since the reset."""
+    """The peak since the last reset: of PyTorch's allocations on a GPU, or of this process's resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux's own mark comes first: the one of getrusage cannot be reset, and starts at the parent process's peak.
+    # VmHWM is preferred to getrusage, whose peak cannot be reset and starts at that of the parent process.
     status = Path("/proc/self/status")
     mark = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.exists() else None
     if mark:
@@ -22,7 +22,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Let the peak start again from what is in use now; False where the system does not allow it."""
+    """Reset the peak to the memory in use; returns False if the system does not allow it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True

@@ -1,4 +1,4 @@
-"""Metrics as JSON lines, and to TensorBoard or Weights & Biases where asked for."""
+"""Write metrics as JSON lines, and optionally to TensorBoard or Weights & Biases."""
 
 import math
 import os
@@ -15,10 +15,10 @@ from tenfold.train.config import VERSION
 
 
 class MetricsWriter:
-    """Appends events to `directory/run.jsonl`, one JSON object a line, each with `event` and `time` (Unix seconds).
+    """Appends events to `directory/run.jsonl`, one JSON object per line, each with `event` and `time` (Unix seconds).
 
-    Without `resume_step` the file begins anew. With it, lines past that step (and an earlier end of the run) are
-    dropped, so that the file reads as one run. A number that is not finite is written as null, since JSON has none.
+    Without `resume_step`, an existing file is emptied. With it, events after that step, and the event "end", are removed, so that
+    the file reads as one run. Numbers that are not finite are written as null, because JSON has no such numbers.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class MetricsWriter:
         self._wandb = _wandb(wandb_project, directory) if wandb_project else None
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event; with a `step` among the fields its numbers also go to TensorBoard and W&B.
+        """Append one event. If `step` is among the fields, its numbers also go to TensorBoard and Weights & Biases.
 
-        Raises TenfoldError where the disk is full.
+        Raises TenfoldError if the disk is full.
         """
         append_line(self._path, {"event": event, "time": round(time.time(), 3), **fields})
         if "step" not in fields:
@@ -63,7 +63,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All events of a `run.jsonl`; a line torn by a kill is left out. Raises TenfoldError for one of a later version."""
+    """All events of a `run.jsonl`, except an incomplete last line. Raises TenfoldError if a later version of Tenfold wrote it."""
     rows = read_lines(path)
     for row in rows:
         if row.get("event") == "start":
@@ -84,7 +84,7 @@ def _wandb(project: str, directory: Path) -> Any:
         import wandb
     except ImportError:
         raise NotInstalled("Weights & Biases is not installed: pip install 'tenfold[wandb]'.") from None
-    name = directory / "wandb-id"  # under which the run goes on after it was stopped
+    name = directory / "wandb-id"  # so that a resumed run continues the same run there
     if not name.exists():
         write_text(name, os.urandom(4).hex())
     return wandb.init(project=project, dir=directory, name=directory.name, id=name.read_text().strip(), resume="allow")

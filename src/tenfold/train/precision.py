@@ -1,4 +1,4 @@
-"""Which number format to train in, and the machine's own limit in it: asked of the machine, not assumed."""
+"""Choose the number format to train in, and find the device's peak FLOP/s in it, by measurement where there is no data sheet."""
 
 import time
 from collections.abc import Callable
@@ -8,17 +8,17 @@ import torch
 
 from tenfold.spec.accelerator import Accelerator
 
-WORTH_IT = 1.5  # bfloat16 must be this much faster than float32 on a CPU
-NARROW = 160  # below this width casts cost a CPU more than its products gain: with AMX 0.7x at width 128, 1.3x at 192
-PROBE_SIZE = 512
-PROBE_SECONDS = 0.05
-CPU_SIZES = (512, 1024, 2048)
+WORTH_IT = 1.5  # a CPU trains in bfloat16 if its products are this many times as fast as in float32
+NARROW = 160  # width below which casts cost a CPU more than bfloat16 gains: with AMX 0.7x the speed at width 128, 1.3x at 192
+PROBE_SIZE = 512  # of the square matrices by which a CPU's formats are compared
+PROBE_SECONDS = 0.05  # for this comparison
+CPU_SIZES = (512, 1024, 2048)  # of the square matrices by which peak FLOP/s are measured
 GPU_SIZES = (4096, 8192)
-SIZE_SECONDS = 0.1
+SIZE_SECONDS = 0.1  # for each of these sizes
 
 
 def choose_dtype(device: torch.device, width: int) -> torch.dtype:
-    """What a model of this width trains in: bfloat16 on a GPU that has it, and on a CPU whose products gain by it; else float32."""
+    """The format that a model of this width trains in: bfloat16 on a device that is faster in it, else float32."""
     if device.type == "cpu" and width < NARROW:
         return torch.float32
     return fastest_dtype(device)
@@ -26,9 +26,9 @@ def choose_dtype(device: torch.device, width: int) -> torch.dtype:
 
 @cache
 def fastest_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that has it, and on a CPU whose matrix products are much faster in it (AMX); else float32.
+    """bfloat16 on a GPU that supports it, and on a CPU whose matrix products are much faster in it (AMX); else float32.
 
-    On a CPU it is measured once a process, in about `PROBE_SECONDS`.
+    On a CPU this is measured once per process, in about `PROBE_SECONDS`.
     """
     if device.type == "cuda":
         with torch.cuda.device(device):
@@ -36,25 +36,25 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if native else torch.float32
     plain, half = (_product(PROBE_SIZE, device, dtype) for dtype in (torch.float32, torch.bfloat16))
     plain_s, half_s, end = _seconds(plain), _seconds(half), time.perf_counter() + PROBE_SECONDS
-    while time.perf_counter() < end:  # in turns, so that a disturbance hits both
+    while time.perf_counter() < end:  # alternately, so that a disturbance affects both
         plain_s, half_s = min(plain_s, _seconds(plain)), min(half_s, _seconds(half))
     return torch.bfloat16 if plain_s > WORTH_IT * half_s else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Products in `dtype`, weights kept in float32.
+    """An autocast context: matrix products in `dtype`, weights kept in float32.
 
-    Weights are cast anew at every use: autocast's own cache is emptied only where the context ends, so that one around several
-    steps would go on with the weights of the first.
+    Weights are cast at every use, without autocast's cache. The cache is only emptied when the context ends, and this context
+    spans many steps, so cached casts would be those of outdated weights.
     """
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, sheet: Accelerator | None = None) -> tuple[float, str]:
-    """FLOP/s that MFU is a share of, and where the figure is from.
+    """The peak FLOP/s that MFU refers to, and in words where it comes from.
 
-    In bfloat16 the published dense rate of an accelerator with a data sheet; otherwise the best matrix product measured on
-    this device, once a process, in about 0.3 s.
+    In bfloat16 on an accelerator with a data sheet, its published dense rate; otherwise the best rate of a matrix product measured
+    on this device, once per process, in about 0.3 s.
     """
     if sheet is not None and dtype == torch.bfloat16:
         return sheet.peak_flops("bf16"), f"{sheet.name}'s published dense bf16 rate"
@@ -69,7 +69,7 @@ def _measured_flops(device: torch.device, dtype: torch.dtype, threads: int) -> t
     for size in GPU_SIZES if device.type == "cuda" else CPU_SIZES:
         flops = 2.0 * size**3
         if best[0] and flops / best[0] > SIZE_SECONDS:
-            break  # a machine so slow has shown its best already
+            break  # larger sizes would take long, and such a slow machine does not gain from them
         product = _product(size, device, dtype)
         _seconds(product)
         end = time.perf_counter() + SIZE_SECONDS
@@ -81,7 +81,7 @@ def _measured_flops(device: torch.device, dtype: torch.dtype, threads: int) -> t
 
 
 def _product(size: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    # A generator of its own: measuring must not move the one that a run draws from.
+    # A separate generator, because measuring must not change the state of the one that a run draws from.
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, size, generator=draw).to(device, dtype) for _ in range(2))
     out = torch.empty_like(a)

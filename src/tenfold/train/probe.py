@@ -1,4 +1,4 @@
-"""A throw-away start of a run, to know its speed before it is forecast."""
+"""Probe: train a throw-away copy of a run for a short time, to measure its speed before it is forecast."""
 
 import time
 
@@ -19,17 +19,17 @@ from tenfold.train.state import RunState
 from tenfold.train.step import Step
 from tenfold.train.task import Task
 
-FIRST = 5  # steps in which memory is laid out
-LEAST = 12
+FIRST = 5  # warm-up steps, in which memory is allocated
+LEAST = 12  # fewest measured steps
 
 
 def probe(
     task: Task, config: RunConfig, seconds: float, *, first: int = FIRST, least: int = LEAST
 ) -> tuple[list[float], int, float, str, float]:
-    """Train a copy on one process for `seconds`. Returns seconds of each step, tokens a step, watts, and their source; and the
-    share of the machine's cores that other processes used meanwhile.
+    """Train a copy of the run on one process for at least `seconds`.
 
-    The `first` steps are left out; at least `least` are taken.
+    Returns: the seconds of each step, tokens per step, mean watts, the source of the watts, and the share of the machine's cores
+    that other processes used meanwhile. The `first` steps are not counted; at least `least` steps are.
     """
     r = resolve(config, task.vocab_size)
     use_threads(config, r.spec.dim)

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains, on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a run on standard error: a progress bar on a terminal, elsewhere a plain line from time to time."""
 
 import sys
 import time
@@ -13,10 +13,10 @@ LINE_EVERY_S = 30.0
 
 
 class TrainingProgress:
-    """Loss, tokens/s, MFU, watts and time left.
+    """Shows loss, tokens/s, MFU, watts and remaining time.
 
-    `enabled` None or True: a bar on a terminal, elsewhere a plain line at most every `LINE_EVERY_S` (so that a short
-    run is silent); False: nothing.
+    `enabled` None or True: a progress bar on a terminal, elsewhere a plain line at most every `LINE_EVERY_S` seconds (so that a
+    short run prints none). False: nothing.
     """
 
     def __init__(self, total_steps: int, description: str, enabled: bool | None = None):
@@ -29,7 +29,7 @@ class TrainingProgress:
         self._first_step: int | None = None
 
     def update(self, step: int, loss: float, tokens_per_s: float, mfu: float, watts: float) -> None:
-        """Show where the run is. The first call sets where it goes on from, so that a resumed run's time left is right."""
+        """Show the state after `step` steps. The remaining time is estimated from the steps since the first call."""
         text = f"loss {loss:.3f}  {si(tokens_per_s, 'tokens/s')}  MFU {mfu:.0%}  {watts:.0f} W"
         now = time.monotonic()
         if self._first_step is None:

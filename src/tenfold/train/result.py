@@ -1,4 +1,4 @@
-"""What a run came to, and how it is read from the record of a finished one."""
+"""The result of a run, and how to read it from the record of a finished run."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,9 +10,11 @@ from tenfold.train.metrics import read_metrics
 
 @dataclass(frozen=True)
 class RunResult:
-    """`loss` is in nats per token of the validation text, `seconds` is training alone, `scores` what else was evaluated.
+    """The result of a run; without an evaluation (not `finished`), `loss` and `bits_per_byte` are NaN.
 
-    `busy_share` is the part of the machine's cores that other processes used.
+    `loss` is in nats per token of the validation text. `seconds` is the time in training steps only, and `tokens_per_s` and `mfu`
+    refer to it. `parameters` are the active matrix parameters. `busy_share` is the share of the machine's cores that other
+    processes used. `scores` are further metrics that the task evaluated.
     """
 
     directory: Path
@@ -35,7 +37,7 @@ class RunResult:
 
 
 def read_result(directory: Path) -> RunResult | None:
-    """The result of a finished run in `directory`, or None."""
+    """The result of the finished run in `directory`, or None if there is none."""
     end = next((row for row in reversed(read_metrics(directory / "run.jsonl")) if row.get("event") == "end"), None)
     if end is None:
         return None

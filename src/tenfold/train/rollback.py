@@ -1,4 +1,4 @@
-"""Going back: a run whose loss has left its course begins again from a checkpoint from before, without the batches since."""
+"""Roll back: a run whose loss has spiked restarts from an earlier checkpoint and skips the batches since then."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ MOST_ROLLBACKS = 5
 
 
 class LossSpike(Exception):
-    """The loss has left its course with `step` steps done; `before` so many it was well."""
+    """Raised when the loss has spiked: it was seen after `step` steps, and the run should go back to `before` steps or fewer."""
 
     def __init__(self, step: int, before: int):
         super().__init__(step)
@@ -19,25 +19,25 @@ class LossSpike(Exception):
 
 
 def roll_back(directory: Path, uploaded_to: str | None, spike: LossSpike) -> None:
-    """Let the run begin again before its loss left its course, behind the batches that it had since.
+    """Prepare the run to restart before its loss spiked: delete the later checkpoints, and record the batches to skip.
 
-    Raises TenfoldError where there is no checkpoint from before, or after too many returns.
+    Raises TenfoldError if there is no earlier checkpoint, or after `MOST_ROLLBACKS` rollbacks.
     """
     if len(skipped_batches(directory)) >= MOST_ROLLBACKS:
         raise TenfoldError(
-            f"The loss left its course again (step {spike.step}), after {MOST_ROLLBACKS} returns: lower learning_rate."
+            f"The loss spiked again at step {spike.step}, after {MOST_ROLLBACKS} rollbacks: lower learning_rate in [optimizer]."
         )
     step = checkpoint.go_back(directory / "checkpoint", spike.before, uploaded_to)
     if step is None:
         raise TenfoldError(
-            f"The loss left its course before step {spike.step}, and there is no checkpoint of step {spike.before} or earlier to "
-            "go back to: lower learning_rate in [optimizer], look at the data there, or raise loss_spike in [health]."
+            f"The loss spiked before step {spike.step}, and there is no checkpoint of step {spike.before} or earlier to go back "
+            "to: lower learning_rate in [optimizer], check the data of these steps, or raise loss_spike in [health]."
         )
     rows = [*skipped_batches(directory), (step, spike.step - step)]
     write_text(directory / "skipped.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def skipped_batches(directory: Path) -> list[tuple[int, int]]:
-    """(step, batches): from which step on how many more batches are left out, from `skipped.jsonl`."""
+    """The rollbacks recorded in `skipped.jsonl`, as (step, batches): from `step` on, so many more batches are skipped."""
     path = directory / "skipped.jsonl"
     return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []

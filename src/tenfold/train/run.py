@@ -1,4 +1,4 @@
-"""A run while it trains: what `fit` and its hooks share."""
+"""The state of a run while it trains, shared by `fit` and its hooks."""
 
 import math
 import time
@@ -27,9 +27,11 @@ from tenfold.train.watchdog import Watchdog
 
 @dataclass
 class Run:
-    """A run on this process. `directory` is the run's, `record` where this process writes what is its own.
+    """A run on this process.
 
-    `peak_flops` is that of all processes together, and `peak_source` says where it is from.
+    `directory` is the run's directory, `record` the folder where this process writes its own files. `steps` is the number of steps
+    of the whole run. `peak_flops` are the peak FLOP/s of all processes together, and `peak_source` says where they come from.
+    `rows_of` gives this process's rows of a step. `busy_share` is the share of the machine's cores that other processes use.
     """
 
     directory: Path
@@ -52,13 +54,13 @@ class Run:
     timer: GoodputTimer
     stop: Stop
     state: RunState = field(default_factory=RunState)
-    saved: dict[str, Any] | None = None  # the extra of the checkpoint that the run goes on from
-    facts: dict[str, Any] = field(default_factory=dict)  # of the event "start"
-    hooks: dict[str, Any] = field(default_factory=dict)
+    saved: dict[str, Any] | None = None  # the `extra` of the checkpoint that the run was resumed from
+    facts: dict[str, Any] = field(default_factory=dict)  # the fields of the event "start"
+    hooks: dict[str, Any] = field(default_factory=dict)  # by the names of their classes
     stopped: bool = False
     rows: Rows | None = None  # of the last step
-    waited_s: float = 0.0  # for the rows of the last step
-    step_s: float = 0.0
+    waited_s: float = 0.0  # seconds that the last step waited for its rows
+    step_s: float = 0.0  # seconds of the last step
     energy_source: str = ""
     busy_share: Callable[[], float] = field(default_factory=watch_others)
 
@@ -68,11 +70,11 @@ class Run:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the first process, whose record is the run's."""
+        """Whether this is the first process, which writes to the run's directory itself."""
         return self.dims.rank == 0
 
     def one_step(self) -> StepOutput:
-        """Do the next step."""
+        """Take the next step."""
         began = time.perf_counter()
         with self.timer.time("stepping"):
             self.rows = self.rows_of(self.state.step)
@@ -87,11 +89,11 @@ class Run:
         return done
 
     def read_state(self) -> None:
-        """Bring the state up to date with a device that decides by itself which steps count."""
+        """Update `state` from the device, where the step skipper decides on the device which steps count."""
         self.train_step.skipper.read()
 
     def loss_of(self, batch: Batch) -> float:
-        """The sum of a batch's loss, without gradients; in a pipeline on its last stage, elsewhere 0."""
+        """The summed loss of a batch, for use under `torch.no_grad`. In a pipeline only the last stage has it; others return 0."""
         batch = self.dims.own_positions(batch)
         if self.dims.pipeline is not None:
             return self.dims.pipeline.loss(batch)
@@ -108,12 +110,12 @@ class Run:
             return self.task.evaluate(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds beside weights and optimizers."""
+        """What a checkpoint holds in addition to weights and optimizer state."""
         hooks = {name: hook.state_dict() for name, hook in self.hooks.items()}
         return {"state": asdict(self.state), "hooks": hooks, "task": self.task.state_dict()}
 
     def result(self) -> RunResult:
-        """What the run came to, with the evaluation of the model where it has finished."""
+        """The result of the run so far; a finished run is evaluated."""
         scores = self.evaluate() if self.finished else {}
         state, seen = self.state, self.state.step * self.tokens_per_step
         return RunResult(

@@ -1,12 +1,14 @@
-"""The run file: `run.toml`, read, checked and written. Everything left out is derived from the compute.
+"""Read, check and write run files (`run.toml`). Settings that a run file leaves out are derived from the compute.
 
-flops = 1e15
-[model]
-width = 256
-[data]
-corpus = "texts"
-[optimizer]
-name = "adamw"
+An example:
+
+    flops = 1e15
+    [model]
+    width = 256
+    [data]
+    corpus = "texts"
+    [optimizer]
+    name = "adamw"
 """
 
 import tomllib
@@ -26,7 +28,7 @@ from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION, RunConfig
 from tenfold.train.contradictions import check
 
-# Keys of version 1, which had no tables, and where each stands.
+# The keys of run files of version 1, which had no tables, and the setting of this version that each corresponds to.
 MOVED = {
     **{key: f"data.{key}" for key in ("corpus", "mixture", "vocab_size", "seq_len", "batch_size", "max_epochs", "cache_gib")},
     **{key: f"optimizer.{key}" for key in ("learning_rate", "weight_decay", "beta2", "schedule", "warmup", "decay")},
@@ -41,17 +43,17 @@ MOVED = {
     "replay_every": "health.sdc_check_every", "rollback_above": "health.loss_spike",
 }  # fmt: skip
 
-# Fields of a Layout that a run file gives elsewhere, or cannot choose.
+# Fields of a Layout that the table [parallel] cannot give, and why or where they are given instead.
 ELSEWHERE = {
     "global_batch": "write batch_size in [data]", "seq_len": "write it in [data]", "dtype": "write it above all tables",
-    "zero": "the trainer shards parameters too", "etp": "the trainer keeps experts whole",
+    "zero": "the trainer always shards parameters (ZeRO-3)", "etp": "the trainer does not split single experts",
 }  # fmt: skip
 
 
 def read_config(path: Path | None, changes: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read `run.toml`; `changes` take the place of what it says, table by table, and may be all there is.
+    """Read a run file. `changes` override its settings, table by table; with `path` None they are all the settings.
 
-    Raises TenfoldError for a missing file, bad TOML, an unknown key (with the nearest) or value.
+    Raises TenfoldError for a missing file, invalid TOML, an unknown key (with the nearest known one) or an invalid value.
     """
     try:
         fields = {} if path is None else tomllib.loads(path.read_text())
@@ -70,7 +72,7 @@ def _changed(fields: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def config_from_fields(fields: dict[str, Any], where: str) -> RunConfig:
-    """A RunConfig from plain values. Raises TenfoldError that names `where` and the offending key."""
+    """A RunConfig from plain values. Raises TenfoldError that names `where` and the wrong key."""
     require_version(fields.get("version", VERSION), (1, VERSION), where, "write its settings as `tenfold train --help` lists them")
     _check_keys(fields, RunConfig, where)
     for key in ELSEWHERE:
@@ -89,13 +91,13 @@ T = TypeVar("T", bound=Struct)
 
 
 def task_settings(config: RunConfig, table: type[T]) -> T:
-    """The table `[task]` as a task's own struct. Raises TenfoldError for what it does not know."""
+    """The table `[task]` as a task's own struct. Raises TenfoldError for an unknown key or an invalid value."""
     _check_keys(config.task, table, "The table [task]")
     return convert(config.task, table, "The table [task]")
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write the settings that are not `None` as TOML."""
+    """Write all settings that are not `None` as TOML."""
     fields = _without_none(msgspec.to_builtins(config))
     if isinstance(fields["parallel"], dict):
         fields["parallel"] = {key: value for key, value in fields["parallel"].items() if key not in ELSEWHERE}

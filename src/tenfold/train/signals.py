@@ -1,4 +1,4 @@
-"""Stopping in time: SIGTERM, SIGHUP, SIGUSR1 and the first Ctrl-C become a flag that the loop polls."""
+"""Graceful stop: SIGTERM, SIGHUP, SIGUSR1 and the first Ctrl-C set a flag that the training loop polls."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT", "SI
 
 @dataclass
 class Stop:
-    """What the loop polls: whether, and by which signal (its name), a stop was asked for."""
+    """Whether a stop was requested, and `by` which signal (its name, such as SIGTERM)."""
 
     requested: bool = False
     by: str = ""
@@ -20,9 +20,9 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Within it, a signal sets `requested`; a second Ctrl-C raises KeyboardInterrupt. Before's handlers come back.
+    """Within the context, a signal sets `requested`, and a second Ctrl-C raises KeyboardInterrupt; then old handlers are restored.
 
-    Python gives signals to the main thread alone; in another thread nothing is installed and the flag stays down.
+    Python delivers signals to the main thread only: in another thread no handler is installed and the flag is never set.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -38,7 +38,7 @@ def stop_on_signals() -> Iterator[Stop]:
         stop.requested, stop.by = True, stop.by or signal.Signals(number).name
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    if before.get(signal.SIGHUP) == signal.SIG_IGN:  # by nohup
+    if before.get(signal.SIGHUP) == signal.SIG_IGN:  # set by nohup: respect it
         del before[signal.SIGHUP]
     try:
         for number in before:
@@ -46,5 +46,5 @@ def stop_on_signals() -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
-            # None stands for a handler that was not installed from Python and cannot be put back from it.
+            # None stands for a handler that was not installed from Python, which cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,4 +1,4 @@
-"""The step skipper: a step whose loss or gradient is not finite, or whose gradient explodes, changes nothing."""
+"""The step skipper: a step whose loss or gradient is not finite, or whose gradient explodes, does not change the weights."""
 
 import math
 from typing import Protocol
@@ -11,27 +11,26 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train.state import RunState
 
 EXPLODING = 30.0  # a gradient this many times the usual norm is skipped
-SETTLED = 20  # steps after which there is a usual norm
+SETTLED = 20  # steps after which the usual norm is known well enough to compare with
 
 
 class StepSkipper(Protocol):
     """Decides whether a step counts."""
 
     def take(self, optimizers: list[Optimizer], loss: Tensor | float, norm: Tensor | float) -> None:
-        """Step every optimizer, or none of them."""
+        """Step every optimizer or none, by the step's loss and its gradient norm before clipping."""
         ...
 
     def read(self) -> None:
-        """Bring the run's state up to date. Raises TenfoldError after too many skips in a row."""
+        """Update the run's state. Raises TenfoldError after too many skipped steps in a row."""
         ...
 
 
 class HostStepSkipper:
-    """Decides from numbers that the host has. `state` is the run's; `most` skips in a row end it."""
+    """Decides on the host. `state` is the run's; `most` skipped steps in a row end the run."""
 
     def __init__(self, state: RunState, most: int, exploding: float = EXPLODING):
         self.state, self._most, self._exploding = state, most, exploding
-        self._last_loss = math.nan
 
     def take(self, optimizers: list[Optimizer], loss: Tensor | float, norm: Tensor | float) -> None:
         state, loss, norm = self.state, float(loss), float(norm)
@@ -51,9 +50,9 @@ class HostStepSkipper:
 
 
 class DeviceStepSkipper:
-    """The same rule worked out on the device, so that the host need not wait for it.
+    """Applies the same rule on the device, so that the host does not wait for the loss and the norm.
 
-    Only for optimizers that take `found_inf`, as PyTorch's fused ones do.
+    Only for optimizers that skip a step by `found_inf`, as PyTorch's fused ones do.
     """
 
     def __init__(self, state: RunState, most: int, device: torch.device, exploding: float = EXPLODING):
@@ -86,7 +85,7 @@ class DeviceStepSkipper:
 
 
 def stop_after_skips(state: RunState, most: int, loss: float) -> None:
-    """Raises TenfoldError where `most` steps in a row were skipped."""
+    """Raises TenfoldError if the last `most` steps were skipped."""
     if state.skipped_in_a_row >= most:
         raise TenfoldError(
             f"The run stopped at step {state.step}: {state.skipped_in_a_row} steps in a row had a loss or gradient "

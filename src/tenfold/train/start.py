@@ -1,4 +1,4 @@
-"""From a task and a run file to a run that is ready for its next step: model, optimizers, processes, state."""
+"""Set up a run from a task and a run file, ready for its next step: model, optimizers, process layout, state."""
 
 import os
 import platform
@@ -46,10 +46,10 @@ from tenfold.train.watchdog import Watchdog
 
 
 def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog, opened: ExitStack) -> Run:
-    """The run in `directory`, going on from its newest good checkpoint if there is one; `opened` closes what it holds.
+    """The run in `directory`, resumed from its newest intact checkpoint if there is one. Contexts that it needs enter `opened`.
 
-    Raises TenfoldError where the settings do not fit one another, the machine, the checkpoint, or those that the run there was
-    begun with; then nothing is written.
+    Raises TenfoldError if the settings do not fit each other, the machine, the checkpoint, or those that the run in `directory` was
+    started with; nothing is written then.
     """
     identity = on_first_process(lambda: identify(task, config, directory))
     config = identity.config
@@ -109,7 +109,7 @@ def _restored(task: Task, saved: dict[str, Any] | None) -> RunState:
 
 
 def _write_down(identity: Identity, run: Run) -> None:
-    """Leave what this start trains for the later ones; what was changed on purpose goes into the record first."""
+    """Write the settings of this start for later starts; settings that were changed are first recorded in `run.jsonl`."""
     if run.saved is not None and identity.changed:
         run.metrics.write("changed", step=run.state.step, settings=identity.changed)
     write_config(identity.config, run.record / "run.toml")
@@ -118,45 +118,49 @@ def _write_down(identity: Identity, run: Run) -> None:
 
 
 def _make_model(task: Task, config: RunConfig, resolved: Resolved) -> tuple[Llama, ParallelDims, dict[str, Any]]:
-    """The model with its first weights, laid over the processes there are; and what the record says of it."""
+    """The model with its initial weights, distributed over all processes; this process's place; and facts for the record."""
     spec, h, device = resolved.spec, resolved.h, resolved.device
     layout = layout_of(config).replace(global_batch=h.batch_size, seq_len=config.data.seq_len)
     if config.init_from is not None:
         check_tokenizer(Path(config.init_from), task.directory)
     torch.manual_seed(config.seed)
-    # On several processes a model is laid out before it has weights; further heads and image encoders know no shares yet.
+    # On several processes a model is distributed before it has weights, except where `give_shares` cannot fill it: models with an
+    # image encoder or with modules that a task adds.
     in_shares = dist.is_initialized() and dist.get_world_size() > 1 and spec.vision is None and not task.adds_modules
     model = build(spec, config.init_from, torch.device("meta") if in_shares else device)
     task.prepare(model)
+    # Before the model is distributed: fp8 replaces modules, and FSDP and tensor parallelism are applied to module objects.
+    facts = {"fp8": use_fp8(model, device, resolved.dtype)} if config.fp8 else {}
     checkpoint_activations(model, layout.activation_checkpointing)
     dims = parallelize(model, task, layout, device, resolved.dtype)
     if in_shares:
         give_shares(model, config.init_from, device)
     if config.init_from is not None and any(dims.agree(not all_finite(model))):
-        raise TenfoldError(f"The model in {config.init_from} has weights that are not finite numbers: begin from another.")
+        raise TenfoldError(f"The model in {config.init_from} has weights that are not finite numbers: give another init_from.")
     if device.type == "cuda" and dims.alone:
         use_document_blocks(model, config.data.seq_len)
-    facts = {"fp8": use_fp8(model, device, resolved.dtype)} if config.fp8 else {}
     return model, dims, facts
 
 
 def use_threads(config: RunConfig, width: int, directory: Path | None = None) -> None:
-    """Set PyTorch's threads: as the run file says, or as suits the width and the machine. What started several processes has
-    given each its own already."""
+    """Set PyTorch's number of threads: the run file's, or one that suits the width and the machine.
+
+    With several processes and no number in the run file, the launcher has already set it.
+    """
     if config.threads is not None or os.environ.get("WORLD_SIZE", "1") == "1":
         torch.set_num_threads(config.threads or recommended_threads(width, directory))
 
 
 def layout_of(config: RunConfig) -> Layout:
-    """The table `[parallel]`. Raises TenfoldError where it is left to the planner, which is the command's to ask."""
+    """The table `[parallel]`. Raises TenfoldError if it is "auto": only the command `tenfold train` asks the planner."""
     if config.parallel == "auto":
-        raise TenfoldError('parallel = "auto" asks the planner: start the run by `tenfold train`, or write a layout.')
+        raise TenfoldError('parallel = "auto" needs the planner: start the run with `tenfold train`, or write a layout.')
     return config.parallel
 
 
 def _compiled(model: Llama, config: RunConfig, resolved: Resolved, dims: ParallelDims, peak: float) -> str:
     if not dims.alone and config.compile != "off":
-        return "eager: the model lies on several processes"
+        return "eager: the model is distributed over several processes"
     flops = resolved.tokens * resolved.spec.train_flops_per_token(config.data.seq_len)
     return compile_model(model, config.compile, resolved.device, flops / peak)
 
@@ -168,7 +172,7 @@ def _skipper(config: RunConfig, state: RunState, device: torch.device, dims: Par
 
 
 def _rows(task: Task, directory: Path, dims: ParallelDims, resolved: Resolved) -> Prefetch[Rows]:
-    """The rows of each step, behind those that the run leaves out; made ahead of time where they come from a store."""
+    """The rows of each step, without the batches that rollbacks skip; prefetched if they come from an object store."""
     left_out = skipped_batches(directory)
     own = dims.rows(resolved.h.batch_size)
     return Prefetch(
@@ -185,7 +189,7 @@ def _metrics(config: RunConfig, record: Path, dims: ParallelDims, resume_step: i
 
 
 def _facts(config: RunConfig, resolved: Resolved, task: Task, peak_source: str) -> dict[str, Any]:
-    """What the event "start" of the run's record says."""
+    """The fields of the event "start" in `run.jsonl`."""
     spec = resolved.spec
     return {
         "version": config.version,

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and what a step comes to."""
+"""The state that a run carries from step to step, and the output of a step."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -6,7 +6,11 @@ from typing import NamedTuple
 
 @dataclass
 class RunState:
-    """What, beside weights, optimizers and hooks, a run carries from step to step and through its checkpoints."""
+    """The state of a run that its checkpoints hold, other than weights, optimizers, hooks and task.
+
+    `seconds` is the time in training steps, `skipped` the number of skipped steps, `usual_norm` the moving average of the gradient
+    norm.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -18,9 +22,9 @@ class RunState:
 
 
 class StepOutput(NamedTuple):
-    """What a step came to: mean loss in nats per unit of weight, and the norm of the gradient before it was clipped.
+    """The output of a step: the loss per unit of weight (in pretraining, nats per token), and the gradient norm before clipping.
 
-    Both are None where they stay on the device until the next step that is logged.
+    Both are None if they stay on the device until the next step that is logged.
     """
 
     loss: float | None

@@ -1,4 +1,4 @@
-"""One optimizer step: the rows in micro-batches, their loss and gradients, and the update if it counts."""
+"""One optimizer step: forward and backward passes in micro-batches, gradient clipping, and the update unless it is skipped."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,10 @@ from tenfold.train.task import Rows, Task
 
 @dataclass(frozen=True)
 class Step:
-    """Calling it does one step. `micro_batch` rows go through the model at once; 0 is all of a process's, or in a pipeline as many
-    as give each process a part.
+    """A training step, taken by calling the object.
 
-    With a DeviceStepSkipper the loss stays on the device, and is read every `read_every` steps.
+    `micro_batch` is the number of rows per forward pass. 0 means all rows of the process, or in a pipeline as many as give one
+    micro-batch per process. With a DeviceStepSkipper the loss stays on the device, and is read every `read_every` steps.
     """
 
     task: Task
@@ -37,7 +37,7 @@ class Step:
     read_every: int = 1
 
     def __call__(self, rows: Rows, step: int, weight: float) -> StepOutput:
-        """Do step number `step` (from 0) on this process's `rows`; `weight` is that of the rows of all processes."""
+        """Take step number `step` (from 0) on this process's `rows`; `weight` is the total weight of the rows of all processes."""
         c = self.config
         set_learning_rate(self.optimizers, schedule(c.schedule, step, self.h.steps, c.warmup, c.decay))
         weight = max(1.0, weight)
@@ -67,7 +67,7 @@ class Step:
         return isinstance(self.skipper, DeviceStepSkipper)
 
     def _passes(self, rows: Rows, weight: float) -> Tensor | float:
-        """Leave the gradients of the loss divided by `weight`; returns the sum of the loss over these rows."""
+        """Add the gradients of the loss divided by `weight` to the parameters; returns the loss summed over these rows."""
         total: Tensor | float = 0.0
         most, micro = self.dims.most_rows(self.h.batch_size), self.rows_at_once
         for offset in range(0, most, micro):

@@ -1,4 +1,4 @@
-"""Checkpoints in any store that fsspec can reach (`s3://bucket/run`, `gs://`, a folder), beside those on disk."""
+"""Copies of checkpoints in any store that fsspec can reach (`s3://bucket/run`, `gs://`, a folder)."""
 
 import re
 import shutil
@@ -9,9 +9,9 @@ from tenfold.spec.errors import TenfoldError
 
 
 def upload(checkpoint: Path, target: str, keep: int) -> None:
-    """Copy a checkpoint to `target` and keep the newest `keep` there. Raises TenfoldError where the store refuses.
+    """Copy a checkpoint to `target` and keep the newest `keep` there. Raises TenfoldError if the store reports an error.
 
-    The manifest goes last: what is there without one is no checkpoint.
+    The manifest is copied last, so that a folder without one is known to be incomplete.
     """
     try:
         files, root = _open(target)
@@ -25,9 +25,9 @@ def upload(checkpoint: Path, target: str, keep: int) -> None:
 
 
 def download(target: str, directory: Path, after: int) -> bool:
-    """Fetch the newest checkpoint of a later step than `after` as `directory/.step-N`, to be verified there.
+    """Download the newest checkpoint after step `after` to `directory/.step-N`, where the caller must verify it.
 
-    Returns whether there was one. Raises TenfoldError where the store cannot be reached.
+    Returns whether there was one. Raises TenfoldError if the store cannot be read.
     """
     try:
         files, root = _open(target)
@@ -46,14 +46,14 @@ def download(target: str, directory: Path, after: int) -> bool:
 
 
 def drop_after(target: str, step: int) -> None:
-    """Drop the checkpoints after `step`. Raises TenfoldError where the store refuses."""
+    """Delete the checkpoints after `step`. Raises TenfoldError if the store reports an error."""
     try:
         files, root = _open(target)
         for name in _steps(files, root):
             if int(name.removeprefix("step-")) > step:
                 files.rm(f"{root}/{name}", recursive=True)
     except Exception as error:
-        raise TenfoldError(f"The checkpoints in {target} could not be dropped: {_said(error)}.") from None
+        raise TenfoldError(f"The checkpoints in {target} could not be deleted: {_said(error)}.") from None
 
 
 def _open(target: str) -> tuple[Any, str]:

@@ -1,7 +1,7 @@
-"""What is trained. Pretraining, fine-tuning, distillation and ranking are tasks of one trainer.
+"""Tasks define what the trainer trains: pretraining, fine-tuning, distillation and ranking are tasks of the same trainer.
 
-A task gives the rows of every step, the loss of a model on them, and what a person wants to know of the model. It knows nothing
-of processes: `fit` asks for the rows of this process, and adds the sums of all.
+A task gives the rows of every step, the loss of a model on them, and the metrics of an evaluation. It does not handle several
+processes: `fit` asks it for the rows of one process, and sums losses over all processes.
 """
 
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class LossSums(NamedTuple):
-    """Sums over the rows of a batch: the loss that is reported, and what training adds to it (z-loss, auxiliary losses)."""
+    """Sums over the rows of a batch: the loss that is reported, and the additional training losses (z-loss, auxiliary losses)."""
 
     loss: Tensor
     extra: Tensor
@@ -23,10 +23,10 @@ class LossSums(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of tokens on a device: `tokens` and `targets` int64 [rows, T], with -100 where nothing is learned.
+    """Rows of tokens on a device: `tokens` and `targets` int64 [rows, T]; a target of -100 is ignored.
 
-    `document` int32 [rows, T] numbers the documents of a row that holds several; None where each row is one. `inputs` are
-    what else a model takes, by the names of its arguments (`pixels`), or a loss needs, the rows first.
+    `document` int32 [rows, T] numbers the documents in each row; it is None if every row is one document. `inputs` are further
+    arguments of the model by name (such as `pixels`), or further tensors that the loss needs, with rows as the first dimension.
     """
 
     tokens: Tensor
@@ -35,7 +35,7 @@ class Batch:
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
     def padded(self, rows: int) -> "Batch":
-        """The same with rows behind it that count for nothing, `rows` in all: every process runs the same number."""
+        """The batch padded to `rows` rows, whose targets are ignored, so that every process runs the same number of rows."""
         missing = rows - len(self.tokens)
         if not missing:
             return self
@@ -45,12 +45,13 @@ class Batch:
 
 
 class Rows(Protocol):
-    """This process's rows of one step, in host memory."""
+    """One process's rows of one step, in host memory."""
 
     def __len__(self) -> int: ...
 
     def weight(self) -> float:
-        """What the loss of these rows is a sum over: targets, pairs, clicks. The loss of a step is divided by that of all rows."""
+        """The number of terms in the summed loss of these rows: targets, pairs, clicks. The loss of a step is divided by the total
+        over all processes."""
         ...
 
     def on(self, device: torch.device, rows: slice) -> Batch:
@@ -59,12 +60,12 @@ class Rows(Protocol):
 
 
 class Task(Protocol):
-    """`fit` trains any object with these methods; `TaskBase` has those that a simple task need not write.
+    """The interface of a task. `fit` trains any object with these members; `TaskBase` implements those that a simple task need not.
 
-    `vocab_size` is that of the text; `directory` holds the files of the tokenizer, for the export. `is_remote` says whether rows
-    may come from an object store, and are better made ahead of time; `adds_modules` whether `prepare` adds modules to the model.
-    `epoch_tokens` are the tokens of rows after which it shows the same again; 0 where it does not say. `settings` is the table
-    `[task]`, where the task has settings of its own.
+    `vocab_size` is the vocabulary size of the text. `directory` holds the tokenizer's files, which are exported with the model.
+    `is_remote`: rows may come from an object store, so they are prefetched. `adds_modules`: `prepare` adds modules to the model.
+    `epoch_tokens` is the number of tokens after which the data repeats, or 0 if it is unknown. `settings` is the table `[task]` as
+    the task's own struct, or None if the task has no settings.
     """
 
     vocab_size: int
@@ -77,27 +78,27 @@ class Task(Protocol):
     def settings(self) -> Struct | None: ...
 
     def prepare(self, model: nn.Module) -> None:
-        """Give a model what this task trains beside it."""
+        """Add to a new model what this task trains with it, such as further heads or adapters."""
         ...
 
     def finish(self, model: nn.Module, directory: Path) -> None:
-        """After training: keep in the run's `directory` what `prepare` has added, and leave the model as it is to be written."""
+        """After training, save what `prepare` added to the run's `directory`, and turn the model into the one to export."""
         ...
 
     def fingerprint(self) -> dict[str, str]:
-        """Hashes of all that it learns from and is evaluated on, by name: a run goes on with the same content alone."""
+        """Hashes, by name, of all data for training and evaluation; a run is only resumed with the same data."""
         ...
 
     def rows(self, step: int, rows: slice) -> Rows:
-        """The rows numbered `rows` of a step: a pure function of (seed, step), so that a resumed run sees the same."""
+        """The rows numbered `rows` of a step: a pure function of (seed, step), so that a resumed run sees the same data."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> LossSums:
-        """Sums over the rows of a batch. In a pipeline the last stage calls it, and stands in for the model."""
+        """The summed losses of a batch. In a pipeline, `model` is the last stage, which has the same `loss` and `hidden`."""
         ...
 
     def evaluate(self, run: Any) -> dict[str, float]:
-        """What is known of the model of a `train.run.Run`, with `loss` among it, on all processes alike."""
+        """The metrics of the model of `run`, a `train.run.Run`, among them `loss`; the same on all processes."""
         ...
 
     def flops(self, rows: Rows) -> float:
@@ -105,20 +106,20 @@ class Task(Protocol):
         ...
 
     def progress(self, step: int) -> dict[str, Any]:
-        """What the record of a step says of the task."""
+        """Fields that the task adds to the event of a step in `run.jsonl`."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the step, as JSON values."""
+        """The state of the task that a resumed run needs besides the step, as JSON values."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave when the checkpoint was saved."""
+        """Restore what `state_dict` returned when the checkpoint was saved."""
         ...
 
 
 class TaskBase:
-    """A task that adds nothing to the model, has its rows at hand, and no state of its own."""
+    """Defaults for a task that adds nothing to the model, has its data on this machine, and has no state."""
 
     is_remote = False
     adds_modules = False

@@ -1,4 +1,4 @@
-"""The text of a run: one corpus or a mixture, built, opened, or read from a store, as its run file says."""
+"""Open the text of a run: one corpus or a mixture, each built from text, opened from disk, or read from an object store."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from tenfold.train.contradictions import refuse
 
 
 def open_text(config: RunConfig, home: Path, *, quiet: bool = False) -> Corpus | Mixture:
-    """What `config` trains on, kept in `home`, in the tokens of the model that it begins from.
+    """The text that `config` trains on, tokenized for the model of `init_from` if there is one. What is built is stored in `home`.
 
-    Raises TenfoldError where a `vocab_size` is asked for that the text, which has a tokenizer already, has not.
+    Raises TenfoldError if `vocab_size` is set but the text already has a tokenizer with another size.
     """
     text = _open(config, home, quiet)
     if text.vocab_size != config.data.vocab_size:
@@ -25,7 +25,7 @@ def open_text(config: RunConfig, home: Path, *, quiet: bool = False) -> Corpus |
 
 
 def _open(config: RunConfig, home: Path, quiet: bool) -> Corpus | Mixture:
-    """One corpus, or a mixture. In one without a model to begin from the first corpus gives those that are built its tokenizer."""
+    """One corpus, or a mixture. Without `init_from`, a mixture uses the tokenizer of its first corpus for all."""
     data, start = config.data, Path(config.init_from or "")
     given = start if config.init_from is not None and has_tokenizer(start) else None
     if data.mixture is None:
@@ -34,7 +34,7 @@ def _open(config: RunConfig, home: Path, quiet: bool) -> Corpus | Mixture:
     for source in data.mixture:
         name = source.name or Path(source.corpus).name
         if name in corpora:
-            raise TenfoldError(f"The mixture has two corpora called {name!r}: give one another name.")
+            raise TenfoldError(f"The mixture has two corpora named {name!r}: set another name for one of them in [[data.mixture]].")
         corpora[name] = open_source(source.corpus, home, data.vocab_size, data.cache_gib, tokenizer_from=given, quiet=quiet)
         given = given or corpora[name].directory
     weights = {name: source.weight for name, source in zip(corpora, data.mixture, strict=True)}
@@ -44,9 +44,9 @@ def _open(config: RunConfig, home: Path, quiet: bool) -> Corpus | Mixture:
 def open_source(
     source: str, home: Path, vocab_size: int, cache_gib: float, *, tokenizer_from: Path | None = None, quiet: bool = False
 ) -> Corpus:
-    """A corpus: at an address of a store, in a folder that holds one, or built from text to a folder of `home`.
+    """The corpus of `source`: a URL in an object store, the folder of a built corpus, or text, from which one is built in `home`.
 
-    A local one that has another tokenizer than `tokenizer_from` is written again in that one's tokens, to a folder of `home`.
+    A local corpus with another tokenizer than that of `tokenizer_from` is tokenized again with the latter, to a folder in `home`.
     """
     if is_remote(source):
         return open_remote(source, home, round(cache_gib * 2**30))

@@ -1,7 +1,7 @@
-"""The trainer: one for every task, on a CPU, a GPU, and many processes in any layout.
+"""The trainer, for every task, on a CPU, a GPU, or many processes in any layout.
 
-A run is a directory that goes on from where it was. Its batches are a pure function of (seed, step) and its weights of the seed;
-so two runs are equal to the bit on one machine, and so is a run that was killed and resumed.
+A run is a directory; starting it again resumes it. Its batches are a pure function of (seed, step), and its initial weights of the
+seed, so two runs on one machine are equal to the bit, and so are a run that was killed and resumed and one that was not.
 """
 
 import math
@@ -34,13 +34,15 @@ from tenfold.train.watchdog import Watchdog
 
 
 def fit(task: Task, config: RunConfig, directory: Path, hooks: Sequence[Hook] | None = None) -> RunResult:
-    """Train `task` in `directory`, going on from its newest good checkpoint if there is one; on as many processes as were started.
+    """Train `task` in `directory`, resuming from its newest intact checkpoint if there is one. Every process of a run calls this.
 
-    Writes `identity.json`, `run.toml`, `run.jsonl`, `checkpoint/` and, when finished, `model/`. Returns with `finished` False after
-    SIGTERM or Ctrl-C, with a checkpoint saved. `hooks` are `standard_hooks(config)` where not given. A run whose loss leaves its
-    course goes back by itself. Raises TenfoldError for what cannot be trained, for another run than was begun in `directory` or
-    one that trains there already, for a loss that is not a number or a disk that is full; and ProcessLost where another process
-    is gone: started again, the run goes on from its last checkpoint.
+    Writes `identity.json`, `run.toml`, `run.jsonl`, `time.jsonl`, `checkpoint/` and, when finished, `model/`. After SIGTERM or
+    Ctrl-C it saves a checkpoint and returns a result with `finished` False. The default of `hooks` is `standard_hooks(config)`. A
+    run whose loss spikes is rolled back automatically.
+
+    Raises TenfoldError for settings that cannot be trained, for a directory in which another run was started or is training, for a
+    loss that is not finite, and for a full disk. Raises ProcessLost if another process is lost; when started again, the run resumes
+    from its last checkpoint.
     """
     hooks = standard_hooks(config) if hooks is None else hooks
     with _others_may_be_lost(), Watchdog(config.health.hang_after_s) as watchdog:
@@ -57,7 +59,8 @@ def _fit(task: Task, config: RunConfig, directory: Path, hooks: Sequence[Hook], 
     with ExitStack() as opened:
         run = start_run(task, config, directory, watchdog, opened)
         run.hooks = {type(hook).__name__: hook for hook in hooks}
-        for name, hook in run.hooks.items():
+        for hook in hooks:
+            name = type(hook).__name__
             if run.saved is not None and name in run.saved["hooks"]:
                 hook.load_state_dict(run.saved["hooks"][name])
             hook.start(run)
@@ -77,26 +80,26 @@ def _fit(task: Task, config: RunConfig, directory: Path, hooks: Sequence[Hook], 
 
 
 def _require_numbers(run: Run, result: RunResult) -> None:
-    """Raises TenfoldError, before a model is written, where a finished run came to weights or a loss that are not numbers."""
+    """Raises TenfoldError, before a model is written, if the weights or the loss of a finished run are not finite."""
     if run.finished and any(run.dims.agree(not math.isfinite(result.loss), not all_finite(run.model))):
         raise TenfoldError(
-            f"The run in {run.directory} has come to weights or a loss that are not finite numbers, and so to no model: train in "
-            "another directory (--out) with a lower learning_rate in [optimizer]."
+            f"The run in {run.directory} ended with weights or a loss that are not finite numbers, so no model is written: train "
+            "in another directory (--out) with a lower learning_rate in [optimizer]."
         )
 
 
 def standard_hooks(
     config: RunConfig, *, quiet: bool = False, keep_model: bool = True, notes: dict[str, Any] | None = None
 ) -> list[Hook]:
-    """The hooks of a run file. Without `keep_model` only the metrics stay when the run has finished; `notes` go into the first
-    event of `run.jsonl`."""
+    """The hooks that a run file asks for. Without `keep_model`, a finished run keeps only its metrics. `notes` are added to the
+    first event of `run.jsonl`."""
     task = config.task
     free = task.get("load_balancing", "aux_loss_free") == "aux_loss_free"
     balance = LoadBalancing(task.get("load_balancing_rate", 0.01) if free else 0.0, config.optimizer.decay)
     log = Log(config.log.every, balance, quiet, notes)
     checkpoints = Checkpoints(config.checkpoint, keep_model)
     return [
-        *([Export()] if keep_model else []),  # first: a run has ended when its model is there
+        *([Export()] if keep_model else []),  # first, so that the event "end" is only written once the model is
         LossSpikes(config.health.loss_spike, before=checkpoints.wait),
         balance,
         Stragglers(),
@@ -109,11 +112,11 @@ def standard_hooks(
 
 @contextmanager
 def _others_may_be_lost() -> Iterator[None]:
-    """Within it, an error of communication raises ProcessLost."""
+    """Within the context, a communication error raises ProcessLost."""
     try:
         yield
     except RuntimeError as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if not dist.is_initialized() or not any(word in said.lower() for word in ("connection", "gloo", "nccl", "timed out")):
             raise
-        raise ProcessLost(f"Another process of the run was lost ({said}): it goes on from its last checkpoint.") from None
+        raise ProcessLost(f"Another process of the run was lost ({said}): a restart resumes from the last checkpoint.") from None

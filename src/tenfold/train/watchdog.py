@@ -1,7 +1,7 @@
-"""A watchdog: a process whose loop stands still says so, shows where, and ends, so that its elastic agent starts all anew.
+"""A watchdog: a process whose training loop hangs prints where it is and exits, so that its elastic agent restarts the run.
 
-One process that hangs holds up all others in their next sum. Each then ends by itself, and what each prints tells them
-apart: those in a collective wait, the one that is elsewhere is the cause.
+One process that hangs makes all others wait in their next collective. Then every process exits, and the printed stacks show the
+cause: processes in a collective are waiting, the one that is elsewhere is hanging.
 """
 
 import faulthandler
@@ -11,13 +11,14 @@ import threading
 import time
 from typing import Self
 
-EXIT_STATUS = 75  # of sysexits: a failure for now, try again
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: a temporary failure, try again
 
 
 class Watchdog:
-    """Ends the process when `beat` was not called for `seconds`; use it as a context around the loop.
+    """Ends the process if `beat` is not called for `seconds`; use it as a context around the training loop.
 
-    Of several processes each is watched on after an error: it can hang on its way out, in a message to one that is gone.
+    With several processes, it keeps watching after an error, because a process can hang while it exits, in a message to one that
+    is gone.
     """
 
     def __init__(self, seconds: float):
@@ -27,19 +28,19 @@ class Watchdog:
         self._over = threading.Event()
 
     def beat(self, step: int | None = None) -> None:
-        """Say that the run is alive, with `step` steps done if that has changed."""
+        """Report progress. `step` is the number of completed steps, if it has changed."""
         self._step, self._last = self._step if step is None else step, time.monotonic()
 
     def end(self) -> None:
-        """Watch no more: what comes now may take its time."""
+        """Stop watching, because what follows may take long."""
         self._over.set()
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._seconds / 4)):
             if time.monotonic() - self._last > self._seconds:
                 print(
-                    f"tenfold: process {self._rank} has done nothing for {self._seconds:g} s after step {self._step}; it ends, "
-                    "to be started again from the last checkpoint. It stood here:",
+                    f"tenfold: process {self._rank} has done nothing for {self._seconds:g} s after step {self._step}; it exits, "
+                    "to be restarted from the last checkpoint. It was here:",
                     file=sys.stderr,
                 )
                 faulthandler.dump_traceback(sys.__stderr__ or sys.stderr)

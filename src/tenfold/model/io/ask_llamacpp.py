@@ -1,7 +1,7 @@
-"""Greedy answers of llama.cpp, in a process of its own: `python -m tenfold.model.io.ask_llamacpp FILE`.
+"""Get greedy answers from llama.cpp, in a separate process: `python -m tenfold.model.io.ask_llamacpp FILE`.
 
-Standard input has a JSON list of prompts, each with the number of tokens of its answer; the last line of standard output has the
-number of tokens of each prompt and its answer's.
+Standard input is a JSON list of pairs [prompt, number of tokens to generate]. The last line of standard output is a JSON list of
+pairs [number of tokens in the prompt, ids of the answer's tokens].
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def ask(file: str, prompts: list[tuple[str, int]]) -> list[tuple[int, list[int]]]:
-    """For each prompt its number of tokens, and the tokens of its greedy answer, which may hold an end of text."""
+    """For each prompt, its number of tokens and the tokens of its greedy answer, which may include an end-of-text token."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()

@@ -1,4 +1,4 @@
-"""Compare two models on the same texts: their greedy answers, and the divergence of their probabilities."""
+"""Compare two models on the same texts: their greedy answers, and the divergence of their next-token distributions."""
 
 import math
 from collections.abc import Sequence
@@ -19,11 +19,15 @@ PROMPTS = (
     "Water boils at 100 degrees, and",
     "import os\nimport sys\n",
 )
-ANSWER = 8  # tokens of a greedy answer
+ANSWER = 8  # tokens per greedy answer
 
 
 class Answer(NamedTuple):
-    """A prompt, its tokens followed by the greedy answer's, and log-probabilities float32 [tokens, vocab] of each next token."""
+    """A model's greedy answer to a prompt.
+
+    `tokens` are those of the prompt, followed from index `begin` by those of the answer. `log_probs` float32 [tokens, vocab] are
+    the log-probabilities of the next token after each of `tokens`.
+    """
 
     prompt: str
     begin: int
@@ -32,11 +36,12 @@ class Answer(NamedTuple):
 
     @property
     def said(self) -> list[int]:
+        """The tokens of the answer alone."""
         return self.tokens[self.begin :]
 
 
 class Interval(NamedTuple):
-    """A mean, and its 95 % interval by Student's t."""
+    """A mean and its 95 % confidence interval by Student's t."""
 
     mean: float
     low: float
@@ -47,7 +52,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of independent values, of which there are at least two."""
+    """The mean of at least two independent values."""
     mean = sum(values) / len(values)
     sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
     half = float(stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
@@ -55,7 +60,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def answers(model: Llama, tokenizer: Tokenizer | None, prompts: Sequence[str] = PROMPTS, length: int = ANSWER) -> list[Answer]:
-    """The greedy answers of a model; one without a tokenizer is given the bytes of the prompts for tokens."""
+    """A model's greedy answers of `length` tokens to `prompts`; without a tokenizer, the bytes of a prompt serve as its tokens."""
     found = []
     for prompt in prompts:
         ids = tokenizer.encode(prompt).ids if tokenizer else [byte % model.spec.vocab_size for byte in prompt.encode()]
@@ -66,7 +71,7 @@ def answers(model: Llama, tokenizer: Tokenizer | None, prompts: Sequence[str] = 
 
 
 def greedy(model: Llama, ids: list[int], length: int) -> list[int]:
-    """The tokens `ids`, followed by the greedy continuation."""
+    """The tokens `ids`, followed by a greedy continuation of `length` tokens."""
     tokens = list(ids)
     with torch.no_grad():
         for _ in range(length):
@@ -76,11 +81,12 @@ def greedy(model: Llama, ids: list[int], length: int) -> list[int]:
 
 @torch.no_grad()
 def log_probs(model: Llama, tokens: Sequence[int]) -> Tensor:
-    """Log-probabilities of what follows each token: float32 [tokens, vocab]."""
+    """The log-probabilities of the next token after each token: float32 [tokens, vocab]."""
     return model(torch.tensor([list(tokens)]))[0].log_softmax(-1)
 
 
 def divergence(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Interval:
-    """Kullback-Leibler divergence of `theirs` from `ours` in nats a token, over texts given as log-probabilities of each token."""
+    """The mean Kullback-Leibler divergence KL(ours || theirs) in nats per token, over texts given as log-probabilities
+    [tokens, vocab]."""
     kl = [float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(ours, theirs, strict=True)]
     return interval(kl)

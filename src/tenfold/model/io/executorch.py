@@ -1,4 +1,4 @@
-"""Export to ExecuTorch, for phones: `model.pte` for XNNPACK with a cache, and the tokenizer beside it."""
+"""Export to ExecuTorch, for phones: the program `model.pte` for XNNPACK with a key-value cache, and the tokenizer's files."""
 
 import os
 import subprocess
@@ -21,14 +21,15 @@ from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.model import ModelSpec
 
 KINDS = ("f32", "8da4w")
-LONGEST = 2048  # tokens of the cache, usual on phones; its memory is allocated when the program is loaded
-SLACK = 0.05  # nats by which a float program's log-probabilities may differ
+LONGEST = 2048  # most tokens in the cache, a usual size on phones; its memory is allocated when the program is loaded
+SLACK = 0.05  # largest allowed difference of the log-probabilities of a float program from the model's, in nats
 
 
 def write_executorch(source: Path, folder: Path, kind: str) -> list[str]:
-    """Write the model in a Hugging Face directory or GGUF file, run it, and compare. Returns what a user should know.
+    """Write the model in `source`, a Hugging Face directory or GGUF file, run the program, and compare it with the model.
 
-    Raises TenfoldError for a shape that the format does not have, and for a program that is not the same model when it runs.
+    Returns notes for the user. Raises TenfoldError for a model that the format cannot hold, and for a float program whose
+    log-probabilities differ from the model's.
     """
     spec = read_spec(source)
     _check(spec, kind)
@@ -66,11 +67,13 @@ def _check(spec: ModelSpec, kind: str) -> None:
     rows = {"dim": spec.dim, "ffn_dim": spec.ffn_dim, "n_heads * head_dim": spec.n_heads * spec.head_dim}
     for name, size in rows.items():
         if kind == "8da4w" and size % GROUP:
-            raise TenfoldError(f"{spec.name} has {name} = {size}, which groups of {GROUP} do not fill: give --to executorch:f32.")
+            raise TenfoldError(
+                f"{spec.name} has {name} = {size}, which is not a multiple of the group size {GROUP}: give --to executorch:f32."
+            )
 
 
 def _metadata(source: Path) -> dict[str, int | list[int]]:
-    """Metadata that ExecuTorch's runners read from a program: the tokens that begin and end a text."""
+    """Metadata that ExecuTorch's runners read from a program: the ids of the tokens that begin and end a text."""
     vocabulary = read_vocabulary(source)
     begins: dict[str, int | list[int]] = {} if vocabulary.bos is None else {"get_bos_id": vocabulary.bos}
     return begins | {"get_eos_ids": sorted(vocabulary.stop_tokens)}

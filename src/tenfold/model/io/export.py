@@ -1,4 +1,8 @@
-"""Export a model to the layout of another tool. It is opened there and compared with the model before it gets its name."""
+"""Export a model to another tool's layout.
+
+An export is written to a temporary path and compared with the model, in the other tool too where that is installed. It gets its
+final name only if it computes the same model.
+"""
 
 import math
 from pathlib import Path
@@ -24,7 +28,7 @@ _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
 class Exported(NamedTuple):
-    """Where an export is, and what was found when it was opened."""
+    """The path of an export, its layout and format, and notes for the user about how it compares with the model."""
 
     path: Path
     to: str
@@ -32,10 +36,10 @@ class Exported(NamedTuple):
 
 
 def export(source: Path, to: str, out: Path | None = None) -> Exported:
-    """Write the model in `source`, a Hugging Face directory or GGUF file, as `LAYOUT` or `LAYOUT:FORMAT`.
+    """Write the model in `source`, a Hugging Face directory or GGUF file, in the layout and format `to`: `LAYOUT[:FORMAT]`.
 
-    Raises TenfoldError for a layout that is not known or cannot hold the model, and where the opened export answers otherwise
-    than the model; then nothing is left at the path.
+    Raises TenfoldError for a layout or format that is unknown or cannot hold the model, and for an export that does not compute
+    the same model; nothing is then written to `out`.
     """
     layout, kind = _asked(to)
     name = source.stem if source.suffix == ".gguf" else source.absolute().name
@@ -48,17 +52,17 @@ def export(source: Path, to: str, out: Path | None = None) -> Exported:
 def _asked(to: str) -> tuple[str, str]:
     layout, _, kind = to.partition(":")
     if layout not in LAYOUTS:
-        raise TenfoldError(f"There is no layout {layout!r}{nearest(layout, LAYOUTS)}: name one of {', '.join(LAYOUTS)}.")
+        raise TenfoldError(f"There is no layout {layout!r}{nearest(layout, LAYOUTS)}: give one of {', '.join(LAYOUTS)}.")
     kinds = LAYOUTS[layout]
     kind = kind or ("f16" if layout == "gguf" else kinds[0])
     if kind not in kinds:
-        raise TenfoldError(f"There is no format {kind!r} of {layout}{nearest(kind, kinds)}: name one of {', '.join(kinds)}.")
+        raise TenfoldError(f"There is no format {kind!r} of {layout}{nearest(kind, kinds)}: give one of {', '.join(kinds)}.")
     return layout, kind
 
 
 def _to_gguf(source: Path, out: Path, kind: str) -> list[str]:
     if out.suffix != ".gguf":
-        raise TenfoldError(f"{out} is no name of a GGUF file: let it end in .gguf.")
+        raise TenfoldError(f"{out} is not a name for a GGUF file: give --out a name that ends in .gguf.")
     with whole_file(out) as scratch:
         notes = write_gguf(source, scratch, kind)
         found, said = _beside(source, scratch)
@@ -79,8 +83,8 @@ def _to_meta(source: Path, out: Path, kind: str) -> list[str]:
         for part in read_slots(source):
             for name, slot in part.items():
                 if not torch.equal(stored[meta_name(name)], slot.pairs().to(_DTYPES[kind])):
-                    raise TenfoldError(f"{out}: {meta_name(name)} is not {name} when it is read again: nothing is exported.")
-    return ["All weights are the model's when PyTorch reads them again."]
+                    raise TenfoldError(f"{out}: {meta_name(name)} differs from {name} when read back: nothing is exported.")
+    return ["All weights are equal to the model's when PyTorch reads them back."]
 
 
 def _to_executorch(source: Path, out: Path, kind: str) -> list[str]:
@@ -92,13 +96,13 @@ _WRITERS = {"gguf": _to_gguf, "hf": _to_hf, "meta": _to_meta, "executorch": _to_
 
 
 def _beside(source: Path, written: Path) -> tuple[str, list[Answer]]:
-    """How far an export is from the model, in words, and the export's answers; both are read by this package."""
+    """Compare the model and its export, both read by this package: the result in words, and the greedy answers of the export."""
     tokenizer = read_tokenizer(source) if has_tokenizer(source) else None
     said = answers(read_model(source).eval(), tokenizer)
     model = read_model(written).eval()
     kl = divergence([answer.log_probs for answer in said], [log_probs(model, answer.tokens) for answer in said])
     if not math.isfinite(kl.mean):
-        raise TenfoldError(f"{written} gives probabilities that are no numbers when it is read again: nothing is exported.")
+        raise TenfoldError(f"{written} gives probabilities that are not finite numbers when read back: nothing is exported.")
     again = answers(model, read_tokenizer(written) if tokenizer else None)
     equal = sum(answer.tokens == other.tokens for answer, other in zip(said, again, strict=True))
     return f"Divergence from the model: {kl} nats a token; {equal} of {len(said)} greedy answers are equal.", again

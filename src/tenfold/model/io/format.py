@@ -1,4 +1,4 @@
-"""How other tools write the checkpoints of a family: what the entry `weights` of `tenfold.model.family.Family` gives."""
+"""How other tools store the checkpoints of a family: the types that `weights` of `tenfold.model.family.Family` returns."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,14 @@ def _nothing(_: Any) -> dict[str, Any]:
 
 
 class GGUFNames(NamedTuple):
-    """A family's tensor names in GGUF files by their Hugging Face names: `part` within a layer (`blk.N.`), `top` outside of layers.
+    """How a family is stored in GGUF files.
 
-    The rows of the tensors in `turned` are stored for rotary positions of neighbouring pairs, as in llama.cpp, not of halves.
-    `stacks` are GGUF's names of the matrices that stand side by side in a stack of Hugging Face. Of the header, `read` are fields
-    of the family's own, `spec_fields` gives the fields of a spec that follow from all of them, and `header` the family's own from
-    a spec; it raises TenfoldError for a model that llama.cpp would compute otherwise.
+    `part` maps GGUF's tensor names within a layer (`blk.N.`) to Hugging Face's; `top` does so for tensors outside the layers.
+    Tensors in `turned` have their rows in the order of a rotary embedding that rotates adjacent pairs (llama.cpp's), not halves
+    (Hugging Face's). `stacks` maps Hugging Face's name of a stack of expert matrices to GGUF's names of the matrices in it.
+    `read` are the header fields that only this family has. `spec_fields` gives the ModelSpec fields that follow from the header,
+    `header` the family's own header fields for a spec; `header` raises TenfoldError for a model that llama.cpp would compute
+    differently.
     """
 
     architecture: str
@@ -35,11 +37,11 @@ class GGUFNames(NamedTuple):
 
 
 class CheckpointFormat(NamedTuple):
-    """The Hugging Face layout of a family, and its names in GGUF files where it has any.
+    """The Hugging Face layout of a family, and its GGUF names if llama.cpp knows the family.
 
-    `model_types` are the values of `model_type` in a `config.json` of this family. `spec_fields` gives the fields of a spec
-    from a config and a name for errors, `config` the config of a spec from the settings that all families share, and `slots`
-    every weight of a model by its Hugging Face name.
+    `model_types` are the values of `model_type` in the family's `config.json`. `spec_fields` gives the ModelSpec fields from a
+    config, and takes the model's name for error messages. `config` gives the config of a spec; it takes the settings that all
+    families share. `slots` gives every weight of a model by its Hugging Face name.
     """
 
     model_types: tuple[str, ...]
@@ -51,10 +53,11 @@ class CheckpointFormat(NamedTuple):
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of a Hugging Face tensor in our weights: a view [..., rows, columns].
+    """The part of our weights that one Hugging Face tensor corresponds to: a view [..., rows, columns].
 
-    `halves`: Hugging Face's rotary embedding turns the first half of each head with the second, ours turns neighbours, so
-    the rows of a head are permuted on the way in and out. `vector`: the tensor is a vector there, and one column here.
+    `halves`: Hugging Face's rotary embedding rotates the first half of each head against the second, ours rotates adjacent
+    pairs, so the rows of each head are permuted on reading and writing. `vector`: the Hugging Face tensor is a vector, and the
+    view has it as one column.
     """
 
     view: Tensor
@@ -72,17 +75,18 @@ class Slot:
         return self.view.is_meta
 
     def get(self) -> Tensor:
-        """The tensor as Hugging Face has it."""
+        """The tensor as Hugging Face stores it."""
         rows = self.view
         if self.halves:
             rows = rows.unflatten(-2, (-1, 2)).transpose(-3, -2).flatten(-3, -2)
         return rows.reshape(self.shape)
 
     def pairs(self) -> Tensor:
-        """The tensor as Meta and llama.cpp store it: their rotary embedding turns neighbours, as ours does."""
+        """The tensor as Meta and llama.cpp store it: their rotary embedding rotates adjacent pairs, as ours does."""
         return self.view.reshape(self.shape)
 
     def set(self, tensor: Tensor) -> None:
+        """Copy a tensor that Hugging Face stores into the view."""
         rows = tensor.view(self.view.shape)
         if self.halves:
             rows = rows.unflatten(-2, (2, -1)).transpose(-3, -2).flatten(-3, -2)
@@ -91,7 +95,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class Stack:
-    """The experts' matrices [experts, out, in] that Hugging Face keeps side by side as one [experts, in, sum of out]."""
+    """Experts' matrices, each [experts, out, in], that Hugging Face stores transposed and concatenated as one tensor
+    [experts, in, sum of out]."""
 
     views: tuple[Tensor, ...]
 

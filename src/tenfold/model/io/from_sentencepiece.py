@@ -1,4 +1,4 @@
-"""SentencePiece's `tokenizer.model` as a tokenizer of `tokenizers` (its own BPE and unigram models)."""
+"""Convert SentencePiece's `tokenizer.model`, BPE or unigram, to a tokenizer of the package `tokenizers`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -8,18 +8,18 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from tenfold.spec.errors import NotInstalled, TenfoldError
 
-SPACE = "\u2581"
-NEVER = -1e6  # the score of a piece that is never chosen while the text can be spelled otherwise
+SPACE = "\u2581"  # SentencePiece's mark for a space
+NEVER = -1e6  # score of a piece that is chosen only if the text cannot be written with other pieces
 _UNIGRAM, _BPE = 1, 2  # `TrainerSpec.ModelType`
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # `ModelProto.SentencePiece.Type`
 
 
 def read_sentencepiece(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer in a file of SentencePiece, and what it says of its special tokens.
+    """The tokenizer in a SentencePiece file, and its special tokens by their keys in a `tokenizer_config.json`.
 
-    Where every text begins with a space, user-defined symbols become special tokens: otherwise `tokenizers` would add another
-    space after them.
-    Raises TenfoldError for a damaged file, and for what `tokenizers` cannot do.
+    If the tokenizer puts a space before every text, user-defined symbols become special tokens, because `tokenizers` would add
+    another space after them otherwise. Raises TenfoldError for a damaged file, and for a tokenizer that `tokenizers` cannot
+    represent.
     """
     model = _parsed(file)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
@@ -31,7 +31,9 @@ def read_sentencepiece(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
         (any(piece.type == _UNUSED for piece in model.pieces), "has pieces that are not used"),
     ):
         if refused:
-            raise TenfoldError(f"The SentencePiece model {file} {what}, which cannot be read: take its tokenizer.json.")
+            raise TenfoldError(f"The SentencePiece model {file} {what}, which cannot be read: use the model's tokenizer.json.")
+    if not 0 <= trainer.unk_id < len(pieces):
+        raise TenfoldError(f"{file} cannot be read as a SentencePiece model: its unk_id is {trainer.unk_id}, not that of a piece.")
     tokenizer = Tokenizer(_bpe(model) if trainer.model_type == _BPE else _unigram(model))
     tokenizer.normalizer = normalizers.Sequence(list(_normalizers(normalizer)))
     ends = [decoders.Strip(" ", left=1)] if normalizer.add_dummy_prefix else []
@@ -56,14 +58,14 @@ def _parsed(file: Path) -> Any:
     try:
         model.ParseFromString(file.read_bytes())
     except DecodeError:
-        raise TenfoldError(f"{file} cannot be read as a SentencePiece model: it is damaged, or of another kind.") from None
+        raise TenfoldError(f"{file} cannot be read as a SentencePiece model: it is damaged, or another kind of file.") from None
     if not model.pieces:
         raise TenfoldError(f"{file} cannot be read as a SentencePiece model: it has no pieces.")
     return model
 
 
 def _bpe(model: Any) -> models.BPE:
-    """BPE in which the pair is merged first whose merged piece has the highest score."""
+    """BPE that first merges the pair whose merged piece has the highest score."""
     vocabulary = {piece.piece: i for i, piece in enumerate(model.pieces)}
     joined = {piece.piece: vocabulary[piece.piece] for piece in model.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
     merges = merges_by_score(((piece.piece, piece.score) for piece in model.pieces if piece.type == _NORMAL), joined)
@@ -72,8 +74,11 @@ def _bpe(model: Any) -> models.BPE:
 
 
 def merges_by_score(made: Iterable[tuple[str, float]], joined: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The merges of a BPE that has scores in their place: the pieces `made`, the highest score first, each of every two of the
-    pieces `joined`, which have ids, that are its halves."""
+    """The list of merges of a BPE that is stored as scores of pieces.
+
+    `made` are the merged pieces with their scores, `joined` the ids of the pieces that may be merged. For each merged piece, the
+    highest score first, the merges are all its divisions into two pieces of `joined`, ordered by their ids.
+    """
     merges: list[tuple[str, str]] = []
     for text, _ in sorted(made, key=lambda piece: -piece[1]):
         halves = [(text[:i], text[i:]) for i in range(1, len(text)) if text[:i] in joined and text[i:] in joined]
@@ -85,7 +90,7 @@ def _unigram(model: Any) -> models.Unigram:
     best = max(piece.score for piece in model.pieces if piece.type == _NORMAL)
     vocabulary = []
     for piece in model.pieces:
-        # `GetScoreInlined` of SentencePiece: a user-defined piece wins over the pieces that it consists of.
+        # As SentencePiece's `GetScoreInlined`: a user-defined piece is preferred to the pieces that it consists of.
         defined = len(piece.piece.encode()) * best - 0.1 if piece.type == _USER_DEFINED else NEVER
         vocabulary.append((piece.piece, piece.score if piece.type == _NORMAL else defined))
     return models.Unigram(vocabulary, model.trainer_spec.unk_id, model.trainer_spec.byte_fallback)

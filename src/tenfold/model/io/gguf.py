@@ -1,4 +1,4 @@
-"""GGUF files in: shape and weights (llama.cpp's format; read with the package `gguf`)."""
+"""Read a model's spec and weights from a GGUF file, llama.cpp's format, with the package `gguf`."""
 
 import math
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.model import ModelSpec, RopeScaling
 from tenfold.spec.ranges import shown
 
-# Known header fields of an architecture. A field in neither list is refused, since it might change the model.
+# Known header fields of an architecture. A field in neither list is refused, because it might change the model.
 _READ = (
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
@@ -27,23 +27,23 @@ _READ = (
     "rope.scaling.yarn_beta_slow",
 )  # fmt: skip
 _FIXED = {"attention.causal": True, "expert_count": 0, "expert_used_count": 0, "tensor_data_layout": "Meta AI original pth"}
-_STRETCH = "rope_freqs.weight"
-_LONGEST_ARRAY = 2**21  # values of an array in a header; the largest vocabularies have some 2^18 tokens
+_STRETCH = "rope_freqs.weight"  # what Llama 3.1's and 4's rope scaling divides each rotary frequency by
+_LONGEST_ARRAY = 2**21  # most values in an array of the header; the largest vocabularies have about 2^18 tokens
 
 
 def read_gguf(path: Path) -> tuple[ModelSpec, dict[str, Stored]]:
-    """The shape, and the weights by their Hugging Face names, dequantised to float32 as they are read.
+    """The spec, and the weights by their Hugging Face names; each weight is dequantised to float32 when it is read.
 
-    Raises TenfoldError where the file cannot be read, is of an architecture of no family, or has a header field that is not known.
+    Raises TenfoldError for a file that cannot be read, an architecture that no family has, and an unknown header field.
     """
     reader = open_gguf(path)
     try:
         spec, names = _spec(reader, path)
         return spec, _tensors(reader, spec, names)
-    except (KeyError, StopIteration) as error:
-        raise TenfoldError(f"{path} is no model that can be read: it lacks {str(error) or 'its embedding'}.") from None
+    except KeyError as error:
+        raise TenfoldError(f"{path} cannot be read as a model: it lacks {error}.") from None
     except (ValueError, TypeError, ArithmeticError) as error:
-        raise TenfoldError(f"{path} is no model that can be read: {error}.") from None
+        raise TenfoldError(f"{path} cannot be read as a model: {error}.") from None
 
 
 def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
@@ -76,7 +76,9 @@ def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
     )
     for key in ("attention.value_length", "rope.dimension_count"):
         if fields.get(key, head_dim) != head_dim:
-            raise TenfoldError(f"{path} has heads of {head_dim} and {key} = {fields[key]}: only equal ones are computed here.")
+            raise TenfoldError(
+                f"{path} has heads of {head_dim} dimensions and {key} = {fields[key]}: only equal values are supported."
+            )
     factors = np.asarray(tensors[_STRETCH].data) if _STRETCH in tensors else None
     return (spec if factors is None else _stretched(spec, factors, fields, path)), names
 
@@ -84,41 +86,41 @@ def _spec(reader: Any, path: Path) -> tuple[ModelSpec, GGUFNames]:
 def _require_whole_model(reader: Any, path: Path) -> None:
     general = {key: f.contents() for key, f in reader.fields.items() if key in ("general.type", "split.count")}
     if (kind := general.get("general.type", "model")) != "model":
-        raise TenfoldError(f"{path} holds no model but {shown(kind)}: give the model's own file.")
+        raise TenfoldError(f"{path} does not hold a model but {shown(kind)}: give the file of the model itself.")
     if (parts := general.get("split.count", 1)) > 1:
-        raise TenfoldError(f"{path} is one of {parts} parts of a model: put them together with llama-gguf-split --merge.")
+        raise TenfoldError(f"{path} is one of {parts} parts of a model: merge them with llama-gguf-split --merge.")
 
 
 def _fields(reader: Any, names: GGUFNames, path: Path) -> dict[str, Any]:
-    """The fields of an architecture. Raises TenfoldError for one that is not known, and one that differs between layers."""
+    """The header fields of an architecture. Raises TenfoldError for an unknown field, and for one that differs between layers."""
     own, known, found = f"{names.architecture}.", {*_READ, *names.read}, {}
     for key, field in reader.fields.items():
         if not key.startswith(own):
             continue
         name, value = key.removeprefix(own), field.contents()
-        if isinstance(value, list) and len(set(value)) == 1:  # one for each layer
+        if isinstance(value, list) and len(set(value)) == 1:  # one value per layer, all equal
             (value,) = set(value)
         if name in _FIXED and value == _FIXED[name]:
             continue
         if name not in known:
-            raise TenfoldError(f"{path} has a header field that is not computed here: {key} = {shown(value)}.")
+            raise TenfoldError(f"{path} has a header field that is not supported: {key} = {shown(value)}.")
         if isinstance(value, list):
-            raise TenfoldError(f"{path} has layers of several kinds, {key} = {shown(value)}: only equal layers are computed here.")
+            raise TenfoldError(f"{path} has layers of several kinds, {key} = {shown(value)}: only equal layers are supported.")
         found[name] = value
     return found
 
 
 def _rope_scaling(fields: dict[str, Any], context: int, path: Path) -> RopeScaling | None:
-    """The rope scaling in the header; Llama 3.1's is not there, but in a tensor."""
+    """The rope scaling that the header describes. That of Llama 3.1 and 4 is not in the header but in the tensor `_STRETCH`."""
     factor = float(fields.get("rope.scaling.factor", fields.get("rope.scale_linear", 0.0)))
     kind = fields.get("rope.scaling.type", "linear")
     if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
         return None
     if kind not in ("linear", "yarn"):
-        raise TenfoldError(f"{path} stretches its rotary positions by {shown(kind)}: only linear and yarn are known.")
+        raise TenfoldError(f"{path} has rope.scaling.type = {shown(kind)}: only linear and yarn are supported.")
     magnitude = float(fields.get("rope.scaling.attn_factor", 1.0))
     if kind == "linear" and magnitude != 1.0:
-        raise TenfoldError(f"{path} has rope.scaling.attn_factor = {magnitude:g} beside a linear stretch, which is not known here.")
+        raise TenfoldError(f"{path} has rope.scaling.attn_factor = {magnitude:g} with linear scaling, which is not supported.")
     return RopeScaling(
         factor=factor,
         original_context=int(fields.get("rope.scaling.original_context_length", context)),
@@ -130,17 +132,20 @@ def _rope_scaling(fields: dict[str, Any], context: int, path: Path) -> RopeScali
 
 
 def _stretched(spec: ModelSpec, factors: np.ndarray, fields: dict[str, Any], path: Path) -> ModelSpec:
-    """The spec with the stretch of Llama 3.1 or 4, of which a file has the factors alone. Raises TenfoldError for another one."""
+    """The spec with the rope scaling of Llama 3.1 or 4 that gives `factors`, which is all that the file has of it.
+
+    Raises TenfoldError for factors of another scaling.
+    """
     original = int(fields.get("rope.scaling.original_context_length", 8192))
     for high in (4.0, 1.0):
         stretched = replace(spec, rope_scaling=RopeScaling(float(factors.max()), 1.0, high, original))
         if spec.rope_scaling is None and np.allclose(rope_factors(stretched).numpy(), factors, rtol=1e-4):
             return stretched
-    raise TenfoldError(f"{path} stretches its rotary positions otherwise than Llama 3.1 and 4: read its Hugging Face directory.")
+    raise TenfoldError(f"{path} has a rope scaling that is not Llama 3.1's or 4's: use the model's Hugging Face directory.")
 
 
 def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
-    """The family of a GGUF file's architecture, and its names there."""
+    """The name of the family with a GGUF file's architecture, and how GGUF files store that family."""
     known: list[str] = []
     for family_name, family in families():
         names = family.weights().gguf
@@ -151,7 +156,7 @@ def _family(path: Path, architecture: str) -> tuple[str, GGUFNames]:
 
 
 def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Stored]:
-    """The tensors by Hugging Face's names. A tensor that the family has no name for keeps its own."""
+    """The tensors by their Hugging Face names. A tensor that the family does not know keeps its GGUF name."""
     found: dict[str, Stored] = {}
     for stored in reader.tensors:
         if stored.name == _STRETCH:
@@ -172,14 +177,15 @@ def _tensors(reader: Any, spec: ModelSpec, names: GGUFNames) -> dict[str, Stored
 
 
 def _side_by_side(matrices: list[Stored]) -> Stored:
-    """Experts' matrices [experts, out, in] as one stack [experts, in, sum of out]."""
+    """Experts' matrices, each [experts, out, in], as one stack [experts, in, sum of out]."""
     experts, _, fan_in = matrices[0].shape
     outs = sum(matrix.shape[1] for matrix in matrices)
     return Stored((experts, fan_in, outs), lambda: torch.cat([matrix.read().mT for matrix in matrices], -1))
 
 
 def _tensor(stored: Any, turned_head: int = 0) -> Tensor:
-    """A stored weight; `turned_head` is the size of heads whose rows llama.cpp keeps in pairs."""
+    """A stored weight as float32. Where `turned_head` is not 0, it is the head size of a tensor whose rows are permuted from the
+    order of adjacent rotary pairs to that of halves."""
     from gguf.quants import dequantize
 
     try:
@@ -190,7 +196,7 @@ def _tensor(stored: Any, turned_head: int = 0) -> Tensor:
 
 
 def open_gguf(path: Path) -> Any:
-    """A file's fields and tensors, as the package `gguf` reads them. Raises TenfoldError where it cannot."""
+    """The package `gguf`'s reader of a file: its fields and tensors. Raises TenfoldError if the file cannot be read."""
     try:
         facts = path.stat()
     except OSError as error:
@@ -207,7 +213,7 @@ def _opened(path: Path, changed_ns: int, size: int) -> Any:
 
     class Reader(GGUFReader):
         def __setattr__(self, name: str, value: Any) -> None:
-            # GGUFReader slices its data once for each token, which is twice as fast on a plain array as on a memory map.
+            # GGUFReader slices its data once per token, which is twice as fast on a plain array as on a memory map.
             super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:

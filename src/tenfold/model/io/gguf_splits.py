@@ -1,6 +1,7 @@
-"""How text is split before it is tokenized, by `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
+"""How text is split before it is tokenized, by the value of `tokenizer.ggml.pre` (llama.cpp, `llama-vocab.cpp`).
 
-Patterns are those of the original tokenizers; llama.cpp had to rewrite them, as its regular expressions know no scripts or `(?i:)`.
+The patterns are those of the original tokenizers. llama.cpp's own differ in form, because its regular expressions support neither
+scripts nor `(?i:)`.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +17,11 @@ _TEKKEN = LLAMA4_SPLIT.replace(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace(r"\
 
 
 class Split(NamedTuple):
-    """The steps of a split. `whole_words`: a word that is a token is not merged. `add_bos` is llama.cpp's default."""
+    """The pre-tokenizers that split text, in order.
+
+    `whole_words`: a word that is a token itself becomes that token, whatever the merges (`ignore_merges`). `add_bos`: llama.cpp's
+    default for a file that does not say whether texts begin with bos.
+    """
 
     steps: list[Any]
     whole_words: bool = False
@@ -34,7 +39,7 @@ _THREE_DIGITS = Split(_isolated(LLAMA3_SPLIT))
 _ONE_DIGIT = Split(_isolated(_QWEN2))
 _O200K = Split(_isolated(LLAMA4_SPLIT))
 
-# Several names may have one split: files are written with the first of them.
+# Several names may have the same split; files are written with the first one.
 SPLITS: dict[str, Split] = {
     **dict.fromkeys(("gpt-2", "mpt", "olmo", "phi-2", "jais", "trillion", "exaone4", "granite-docling"), _PLAIN),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS_APART),

@@ -1,4 +1,4 @@
-"""A tokenizer and its special tokens as the header of a GGUF file has them."""
+"""Write a tokenizer and its special tokens to the header of a GGUF file."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,9 @@ from tenfold.spec.vocabulary import Vocabulary
 
 
 def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
-    """Add the tokenizer of a model of `size` ids to the header. Returns what a user should know of it.
+    """Add the tokenizer of the model in `source`, whose vocabulary has `size` ids, to the header. Returns notes for the user.
 
-    Raises TenfoldError for a tokenizer that llama.cpp would read another way.
+    Raises TenfoldError for a tokenizer that llama.cpp would read differently.
     """
     tokenizer, vocabulary = read_tokenizer(source), read_vocabulary(source)
     stored = json.loads(tokenizer.to_str())
@@ -35,8 +35,8 @@ def add_vocabulary(writer: Any, source: Path, size: int) -> list[str]:
 
 
 def _add_special(writer: Any, vocabulary: Vocabulary, before: list[int]) -> None:
-    """Add the ids of special tokens, and the chat template."""
-    begin = [*vocabulary.begin, *before]  # a tokenizer may begin every text with a token that is not named bos
+    """Add the ids of special tokens, and the chat template. `before` are the tokens of an empty text."""
+    begin = [*vocabulary.begin, *before]  # a tokenizer may begin every text with a token other than its bos
     writer.add_add_bos_token(bool(begin))
     for add, token in (
         (writer.add_bos_token_id, next(iter(begin), vocabulary.bos)),
@@ -55,19 +55,19 @@ def _add_byte_level(writer: Any, stored: dict[str, Any], source: Path) -> list[s
     pre = pre_of(stored)
     if pre is None:
         raise TenfoldError(
-            f"The tokenizer of {source} is no byte-level BPE that splits text as {', '.join(SPLITS)} do, nor SentencePiece's BPE, "
-            "and so has no name in GGUF files: export the model --to hf, for llama.cpp's own converter."
+            f"The tokenizer of {source} has no name in GGUF files, because it is neither SentencePiece's BPE nor a byte-level BPE "
+            f"that splits text as one of {', '.join(SPLITS)}: export the model --to hf, for llama.cpp's own converter."
         )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]])
     whole = _whole_words(stored["model"]) if SPLITS[pre].whole_words and not stored["model"].get("ignore_merges") else 0
-    odd = [f"{whole} tokens are words that llama.cpp keeps whole, and this tokenizer spells in parts."] if whole else []
+    odd = [f"{whole} tokens are words that llama.cpp keeps whole and this tokenizer splits."] if whole else []
     return [f"Its tokenizer splits text as {pre!r}.", *odd]
 
 
 def pre_of(stored: dict[str, Any]) -> str | None:
-    """The name that llama.cpp has for the way in which a tokenizer, as it is stored, splits text; None where it has none."""
+    """llama.cpp's name for the way a tokenizer splits text, or None. `stored` is the tokenizer as in `tokenizer.json`."""
     if stored["model"]["type"] != "BPE" or stored["normalizer"]:
         return None
     ours = _steps(stored["pre_tokenizer"])
@@ -76,7 +76,7 @@ def pre_of(stored: dict[str, Any]) -> str | None:
 
 
 def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a split, without what changes offsets alone."""
+    """The steps of a stored pre-tokenizer, without the settings that only change offsets."""
     if pre_tokenizer is None:
         return []
     steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
@@ -84,7 +84,7 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _whole_words(stored: dict[str, Any]) -> int:
-    """How many tokens stand in the list of merges, but are not what its merges make of their text."""
+    """The number of tokens in the list of merges that the merges do not produce from the token's own text."""
     pairs = (m.split(" ") if isinstance(m, str) else m for m in stored["merges"])
     merges = [(first, second) for first, second in pairs]
     bare = Tokenizer(models.BPE(stored["vocab"], merges))

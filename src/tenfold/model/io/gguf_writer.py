@@ -1,7 +1,7 @@
-"""Write GGUF files: shape, weights and tokenizer, in llama.cpp's formats.
+"""Write GGUF files: spec, weights and tokenizer, in llama.cpp's formats.
 
-Which tensor gets which format, and which fallback where its rows do not fill the format's blocks, follows llama.cpp's
-`llama-quant.cpp`. The package `gguf` writes the plain formats, `libgguf` the K-quants.
+Which tensor gets which format, and which fallback if its row length is not a multiple of the format's block size, follows
+llama.cpp's `llama-quant.cpp`. The package `gguf` quantises to all formats but the K-quants, `libgguf` to these.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,8 @@ from tenfold.spec.model import ModelSpec, RopeScaling
 
 
 class _Kind(NamedTuple):
-    """The format of matrices, that of the output head, and of values and down projections of every second layer or so."""
+    """The format of most matrices, of the output head, and (`finer`) of value and down projections in the layers that `_finer`
+    selects; `file_type` is llama.cpp's name for the mixture."""
 
     matrix: str
     head: str
@@ -43,17 +44,17 @@ GGUF_KINDS = {
     "q5_k": _Kind("Q5_K", "Q6_K", "Q6_K", "MOSTLY_Q5_K_M"),
     "q4_k": _Kind("Q4_K", "Q6_K", "Q6_K", "MOSTLY_Q4_K_M"),
 }
-PLAIN_KINDS = ("f32", "f16", "bf16")  # floats, not blocks with scales
-_INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+PLAIN_KINDS = ("f32", "f16", "bf16")  # not quantised
+_INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # fallbacks with smaller blocks
 
 
 def write_gguf(source: Path, file: Path, kind: str) -> list[str]:
-    """Write the model in a Hugging Face directory or GGUF file, one part at a time. Returns what a user should know of the file.
+    """Write the model in `source`, a Hugging Face directory or GGUF file, one part at a time. Returns notes for the user.
 
-    Raises TenfoldError for a family, a tokenizer or a format that GGUF files do not hold.
+    Raises TenfoldError for a family, a tokenizer or a format that GGUF files cannot hold.
     """
     if kind not in GGUF_KINDS:
-        raise TenfoldError(f"There is no GGUF format {kind!r}{nearest(kind, GGUF_KINDS)}: name one of {', '.join(GGUF_KINDS)}.")
+        raise TenfoldError(f"There is no GGUF format {kind!r}{nearest(kind, GGUF_KINDS)}: give one of {', '.join(GGUF_KINDS)}.")
     try:
         from gguf import GGUFWriter
     except ImportError:
@@ -61,18 +62,18 @@ def write_gguf(source: Path, file: Path, kind: str) -> list[str]:
     spec = read_spec(source)
     names = family_of(spec).weights().gguf
     if names is None:
-        raise TenfoldError(f"{source} is a model of the family {spec.family!r}, which has no GGUF names: export it --to hf.")
+        raise TenfoldError(f"{source} is a model of the family {spec.family!r}, which GGUF files cannot hold: export it --to hf.")
     writer = GGUFWriter(file, names.architecture)
     _add_shape(writer, spec, kind)
     for key, value in names.header(spec).items():
         writer.add_uint32(f"{names.architecture}.{key}", value)
-    notes = add_vocabulary(writer, source, spec.vocab_size) if has_tokenizer(source) else ["It has no tokenizer, as the model."]
+    notes = add_vocabulary(writer, source, spec.vocab_size) if has_tokenizer(source) else ["It has no tokenizer, like the model."]
     shapes = {name: tuple(tensor.shape) for name, tensor in _by_name(slots_of(make_shapes(spec)), names)}
     formats = {name: _format(name, shape, kind, spec) for name, shape in shapes.items()}
     instead = [found for found, wanted in formats.values() if found != wanted]
     if instead:
         counts = ", ".join(f"{instead.count(found)} are {found}" for found in dict.fromkeys(instead))
-        notes.append(f"Rows of {len(instead)} tensors do not fill the blocks of {kind}, so {counts}.")
+        notes.append(f"Rows of {len(instead)} tensors do not fill the blocks of {kind}: of these, {counts}.")
     planned = [(name, shape, formats[name][0]) for name, shape in shapes.items()]
     _write_tensors(writer, planned, _tensors(source, names), spec)
     return notes
@@ -101,21 +102,24 @@ def _add_shape(writer: Any, spec: ModelSpec, kind: str) -> None:
 
 
 def _add_stretch(writer: Any, s: RopeScaling) -> None:
-    """Llama 3.1's is a tensor beside the length; a dynamic one is none within the context."""
+    """Add the rope scaling. Of Llama 3.1's, only the context length is in the header: its factors are a tensor that
+    `_write_tensors` writes. Dynamic scaling has no effect within the context and is left out."""
     from gguf import RopeScalingType
 
     if s.rope_type == "yarn" and (s.beta_fast, s.beta_slow, s.truncate) != (32, 1, True):
-        raise TenfoldError("llama.cpp computes YaRN with beta_fast 32 and beta_slow 1, and truncated: export the model --to hf.")
+        raise TenfoldError(
+            "llama.cpp only computes YaRN with beta_fast = 32, beta_slow = 1 and truncate = true: export the model --to hf."
+        )
     writer.add_rope_scaling_orig_ctx_len(s.original_context)
     if s.rope_type in ("linear", "yarn"):
         writer.add_rope_scaling_type(RopeScalingType(s.rope_type))
         writer.add_rope_scaling_factor(s.factor)
-    if s.rope_type == "yarn" and s.attention_factor is not None:  # llama.cpp multiplies by its own one too
+    if s.rope_type == "yarn" and s.attention_factor is not None:  # llama.cpp multiplies this by the default factor
         writer.add_rope_scaling_attn_factors(s.attention_factor / (0.1 * log(s.factor) + 1))
 
 
 def _by_name(slots: dict[str, Slot | Stack], names: GGUFNames) -> Iterator[tuple[str, Tensor]]:
-    """Weights by their GGUF names, in the order in which a model is read in parts: what lies beside the layers first."""
+    """Weights by their GGUF names, in the order in which `read_slots` reads a model: first those outside the layers."""
     ours = {theirs: name for name, theirs in names.top.items()}
     parts = {theirs: name for name, theirs in names.part.items()}
     for key, slot in sorted(slots.items(), key=lambda item: ".layers." in item[0]):
@@ -132,10 +136,10 @@ def _by_name(slots: dict[str, Slot | Stack], names: GGUFNames) -> Iterator[tuple
 
 
 def _format(name: str, shape: tuple[int, ...], kind: str, spec: ModelSpec) -> tuple[str, str]:
-    """The format of a tensor, and the one that it stands in for where rows do not fill that one's blocks."""
+    """The format of a tensor, and the format that `kind` gives it, which differs if its rows do not fill that format's blocks."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    if len(shape) < 2 or ".ffn_gate_inp." in name:  # llama.cpp keeps what chooses experts as it is
+    if len(shape) < 2 or ".ffn_gate_inp." in name:  # llama.cpp does not quantise vectors and routers
         return "F32", "F32"
     chosen = GGUF_KINDS[kind]
     wanted = chosen.matrix
@@ -150,7 +154,7 @@ def _format(name: str, shape: tuple[int, ...], kind: str, spec: ModelSpec) -> tu
 
 
 def _finer(layer: int, layers: int) -> bool:
-    """Whether llama.cpp gives a layer more bits in its K-quant mixes (`use_more_bits`)."""
+    """Whether llama.cpp gives the layer more bits in its K-quant mixtures (`use_more_bits`)."""
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
@@ -162,7 +166,7 @@ def _tensors(source: Path, names: GGUFNames) -> Iterator[Tensor]:
 def _write_tensors(
     writer: Any, planned: list[tuple[str, tuple[int, ...], str]], tensors: Iterator[Tensor], spec: ModelSpec
 ) -> None:
-    """Headers of all tensors first, by name, shape and format, then the tensors, which come in the same order."""
+    """Write the headers of all tensors (name, shape, format), then their data. `tensors` must have the order of `planned`."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     stretch = None
@@ -183,9 +187,9 @@ def _write_tensors(
 
 
 def quantised(rows: np.ndarray, kind: str) -> np.ndarray:
-    """Rows, or experts' stacks of rows, in a format of llama.cpp: [rows, bytes or floats].
+    """Quantise rows [..., columns] to one of llama.cpp's formats: [rows, bytes or floats].
 
-    Raises NotInstalled where a K-quant's package is missing.
+    Raises NotInstalled if the package for K-quants is missing.
     """
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
@@ -198,15 +202,15 @@ def quantised(rows: np.ndarray, kind: str) -> np.ndarray:
     try:
         from libgguf import quantize_rows
     except ImportError:
-        raise NotInstalled("K-quants, which this format has too, need a package: pip install 'tenfold[gguf]'.") from None
+        raise NotInstalled("This format contains K-quants, which need a package: pip install 'tenfold[gguf]'.") from None
     return quantize_rows(rows, GGMLQuantizationType[kind])
 
 
 def _kept_q4_0(rows: np.ndarray) -> np.ndarray | None:
-    """Rows packed without loss where they lie on a grid of Q4_0 already; None where they do not.
+    """Rows packed without loss if all of them already lie on a Q4_0 grid, else None.
 
-    The package `gguf` would place a block's largest weight at step -8. In a block whose largest weight is at another step of
-    its grid, that would change every weight.
+    A model that was quantised to Q4_0 before has such rows. The package `gguf` would put the largest weight of a block at step
+    -8; in a block whose largest weight is at another step, this would change every weight.
     """
     blocks = rows.reshape(-1, 32)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(1, keepdims=True), 1)

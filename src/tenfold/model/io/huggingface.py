@@ -1,6 +1,6 @@
-"""Checkpoints in the layout that every other tool reads: `config.json`, `*.safetensors`, the tokenizer's files; GGUF files too.
+"""Read and write checkpoints in Hugging Face layout (`config.json`, `*.safetensors`, the tokenizer's files); read GGUF files too.
 
-Names and order of the weights are those of `weights` of the model's family.
+The names and shapes of the stored weights come from `Family.weights` of the model's family.
 """
 
 import hashlib
@@ -41,9 +41,10 @@ def write_parts(
     spec: ModelSpec, fill: Callable[[str, nn.Module], None], directory: Path, tokenizer_directory: Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:  # fmt: skip
-    """Write a model that is never whole in memory: `fill` gets the name of one part after another, and sets its weights.
+    """Write a model part by part, so that it is never all in memory: `fill` is called with the name and module of each part, and
+    sets its weights.
 
-    A part is a block, or a module beside the blocks; the names are those of `named_parameters`.
+    A part is a block or another direct child of the model; its name is as in `named_modules`.
     """
     _write(spec, _filled(spec, fill), directory, tokenizer_directory, dtype)
 
@@ -55,7 +56,10 @@ def _filled(spec: ModelSpec, fill: Callable[[str, nn.Module], None]) -> Iterator
 
 
 def _parts(spec: ModelSpec) -> Iterator[tuple[str, nn.Module, dict[str, Slot | Stack]]]:
-    """Each part of a model in turn: name, module, weights by Hugging Face's names. Only one part at a time has memory."""
+    """The parts of a model, one after another: name, module, and weights by their Hugging Face names.
+
+    The module has memory, not initialized, only until the next part is asked for.
+    """
     model = make_shapes(spec)
     if spec.tied:
         model.head.weight = model.embedding.weight
@@ -67,7 +71,7 @@ def _parts(spec: ModelSpec) -> Iterator[tuple[str, nn.Module, dict[str, Slot | S
 
 
 def slots_of(model: Llama) -> dict[str, Slot | Stack]:
-    """Every weight by its Hugging Face name."""
+    """Every weight of a model by its Hugging Face name."""
     return family_of(model.spec).weights().slots(model)
 
 
@@ -82,7 +86,7 @@ def _write(
 
 
 def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> None:
-    """Write each shard when it is full; shards are renamed at the end, when their number is known."""
+    """Write each shard when it is full. Shards get their names at the end, because the names contain the number of shards."""
     shards: list[list[str]] = []
     sizes: list[int] = []
 
@@ -111,12 +115,12 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], directory: Path) -> Non
 
 
 def read_spec(path: Path) -> ModelSpec:
-    """The shape of the model in a Hugging Face directory or a GGUF file."""
+    """The spec of the model in a Hugging Face directory or a GGUF file. Raises TenfoldError if it cannot be read."""
     if path.suffix == ".gguf":
         return read_gguf(path)[0]
     config = path / "config.json"
     if not config.exists():
-        raise TenfoldError(f"{path} is no model: it has no config.json.")
+        raise TenfoldError(f"{path} is not a model: it has no config.json.")
     try:
         return spec_from_config(json.loads(config.read_text()), path.name)
     except (ValueError, RecursionError):
@@ -124,14 +128,14 @@ def read_spec(path: Path) -> ModelSpec:
 
 
 def check_model(path: Path) -> None:
-    """Raises TenfoldError where the shape of a model cannot be that of its weights, by their headers alone."""
+    """Raises TenfoldError if a model's config describes far more weights than its files hold; reads only their headers."""
     with _open(path) as (spec, stored):
         _require_weights(path, spec, stored)
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[ModelSpec, dict[str, Stored]]]:
-    """The shape, and the tensors by their Hugging Face names, of a Hugging Face directory or a GGUF file."""
+    """The spec of a Hugging Face directory or a GGUF file, and its tensors by their Hugging Face names."""
     if path.suffix == ".gguf":
         yield read_gguf(path)
         return
@@ -143,16 +147,16 @@ def _open(path: Path) -> Iterator[tuple[ModelSpec, dict[str, Stored]]]:
 def _require_weights(path: Path, spec: ModelSpec, stored: dict[str, Stored]) -> None:
     layers = max(spec.n_layers, spec.vision.n_layers if spec.vision else 0)
     if layers > len(stored):
-        raise TenfoldError(f"{path} is no model: it says that it has {layers} layers, and holds {len(stored)} tensors.")
+        raise TenfoldError(f"{path} is not a model: its config says {layers} layers, and it holds {len(stored)} tensors.")
     held = sum(math.prod(tensor.shape) for tensor in stored.values())
     if (weights := spec.parameters().total) > 2 * held:
-        raise TenfoldError(f"{path} is no model: it says that it has {weights} weights, and holds {held}.")
+        raise TenfoldError(f"{path} is not a model: its config says {weights} weights, and it holds {held}.")
 
 
 def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
-    """The model in a Hugging Face directory or a GGUF file, in `dtype`, tensor by tensor.
+    """The model in a Hugging Face directory or a GGUF file, in `dtype`; the weights are read one at a time.
 
-    Raises TenfoldError, naming the tensor, where one is missing, too many, or of another shape.
+    Raises TenfoldError, with the name of the tensor, if a tensor is missing, unexpected, or of the wrong shape.
     """
     with _open(path) as (spec, stored):
         _require_weights(path, spec, stored)
@@ -169,9 +173,9 @@ def read_model(path: Path, dtype: torch.dtype = torch.float32) -> Llama:
 
 
 def _of_model(path: Path, shapes: Llama, stored: dict[str, Stored]) -> dict[str, Stored]:
-    """The stored tensors that are the model's weights: every weight is there, and tensors beside them contradict nothing.
+    """The stored tensors that are the model's weights. `shapes` is the model on the meta device.
 
-    `shapes` is the model on the device `meta`. Raises TenfoldError otherwise.
+    Raises TenfoldError if a weight is missing, or if another tensor is unknown or contradicts the config.
     """
     found, spec = dict(stored), shapes.spec
     if spec.tied:
@@ -184,7 +188,7 @@ def _of_model(path: Path, shapes: Llama, stored: dict[str, Stored]) -> dict[str,
         elif name.endswith("lm_head.weight") and spec.tied:
             _require_equal(extra, found, name, path)
         else:
-            raise TenfoldError(f"{path} has a tensor {name!r} that a model of this config does not have.")
+            raise TenfoldError(f"{path} has a tensor {name!r} that a model with its config does not have.")
     missing = [name for name in slots if name not in found]
     if missing:
         raise TenfoldError(f"{path} lacks the tensor {missing[0]!r} ({len(missing)} in all).")
@@ -192,7 +196,7 @@ def _of_model(path: Path, shapes: Llama, stored: dict[str, Stored]) -> dict[str,
 
 
 def _require_frequencies(stored: Stored, spec: ModelSpec, name: str, path: Path) -> None:
-    """Raises TenfoldError where stored rotary frequencies, which may be rounded to bfloat16, are not those of the config."""
+    """Raises TenfoldError if stored rotary frequencies, which may be rounded to bfloat16, are not those of the config."""
     plain = rope_frequencies(replace(spec, rope_scaling=None))
     if stored.shape != plain.shape or not torch.allclose(stored.read().float(), plain, rtol=0.01):
         raise TenfoldError(f"{path}: {name} holds other rotary frequencies than the config says: correct rope_theta there.")
@@ -202,8 +206,8 @@ def _require_equal(stored: Stored, found: dict[str, Stored], name: str, path: Pa
     embedding = next((tensor for key, tensor in found.items() if key.endswith("embed_tokens.weight")), None)
     if embedding is None or stored.shape != embedding.shape or not torch.equal(stored.read(), embedding.read()):
         raise TenfoldError(
-            f"{path} ties the output head to the embedding and holds {name}, which differs from it: set tie_word_embeddings to "
-            "false in its config.json, or take the tensor out."
+            f"{path} ties the output head to the embedding but holds {name}, which differs from the embedding: set "
+            "tie_word_embeddings to false in its config.json, or remove the tensor."
         )
 
 
@@ -215,12 +219,12 @@ def _set(slot: Slot | Stack, stored: Stored, name: str, path: Path) -> None:
     except SafetensorError as error:
         raise TenfoldError(f"{path}: {name} cannot be read: {error}.") from None
     if not tensor.is_floating_point() or tensor.itemsize < 2:
-        raise TenfoldError(f"{path}: {name} is stored as {tensor.dtype}, which needs a scale: give a model in 16 or 32 bits.")
+        raise TenfoldError(f"{path}: {name} is stored as {tensor.dtype}, which is not supported: give a model in 16 or 32 bits.")
     slot.set(tensor)
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 over the files of the weights in a Hugging Face directory, or of a GGUF file."""
+    """SHA-256 over the weight files of a Hugging Face directory, or of a GGUF file."""
     digest = hashlib.sha256()
     files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     for file in files if path.is_dir() else [path]:
@@ -230,16 +234,16 @@ def weights_hash(path: Path) -> str:
 
 
 def read_parts(path: Path) -> Iterator[tuple[str, nn.Module]]:
-    """The model in a Hugging Face directory or GGUF file, never whole in memory: the name and weights of one part after
-    another, in float32.
+    """The parts of the model in a Hugging Face directory or GGUF file, one after another: name and module, in float32.
 
-    A part is as in `write_parts`; it is gone when the next is asked for. Raises TenfoldError as `read_model` does.
+    Parts are those of `write_parts`. A part loses its memory when the next one is asked for, so the model is never all in
+    memory. Raises TenfoldError as `read_model` does.
     """
     yield from ((name, part) for name, part, _ in _read_parts(path))
 
 
 def read_slots(path: Path) -> Iterator[dict[str, Any]]:
-    """The weights of one part after another by their Hugging Face names, as `read_parts` reads them."""
+    """As `read_parts`, but each part is a dict of its weights by their Hugging Face names."""
     yield from (slots for _, _, slots in _read_parts(path))
 
 

@@ -1,4 +1,4 @@
-"""`config.json` in Hugging Face layout: from a shape, and to one."""
+"""Convert between a `ModelSpec` and Hugging Face's `config.json`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,9 +14,9 @@ from tenfold.spec.vocabulary import Vocabulary
 
 
 def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
-    """The shape that a Hugging Face `config.json` describes.
+    """The spec that a Hugging Face `config.json` describes; `name` becomes the spec's name.
 
-    Raises TenfoldError for a `model_type` of no family, and for what would change the model and is not computed here.
+    Raises TenfoldError for a `model_type` that no family has, and for an unknown key or value that might change the model.
     """
     known: list[str] = []
     try:
@@ -29,12 +29,12 @@ def spec_from_config(config: dict[str, Any], name: str = "model") -> ModelSpec:
     except KeyError as error:
         raise TenfoldError(f"The config.json of {name} lacks {error}.") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise TenfoldError(f"The config.json of {name} describes no model: {error}.") from None
+        raise TenfoldError(f"The config.json of {name} does not describe a model: {error}.") from None
     raise TenfoldError(f"{name} is a {kind!r} model: only {', '.join(map(repr, sorted(known)))} can be read.")
 
 
 def config_from_spec(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """The `config.json` of a shape. Raises TenfoldError for a shape that the Hugging Face layout cannot hold."""
+    """The `config.json` of a spec. Raises TenfoldError for a spec that the Hugging Face layout cannot hold."""
     rope = _rope_config(spec)
     shared: dict[str, Any] = {
         "hidden_size": spec.dim,
@@ -57,19 +57,19 @@ def config_from_spec(spec: ModelSpec, dtype: torch.dtype = torch.float32) -> dic
 
 
 def config_with_vocabulary(config: dict[str, Any], vocabulary: Vocabulary | None) -> dict[str, Any]:
-    """The same `config.json` with the ids of the special tokens, and none where there is no vocabulary."""
+    """`config` with the ids of the special tokens of `vocabulary`; null ids where there is no vocabulary."""
     ids = (vocabulary or Vocabulary(size=0)).ids
     nested = {"text_config": config["text_config"] | ids} if "text_config" in config else {}
     return config | nested | ids
 
 
 def shared_fields(config: dict[str, Any], name: str, own: Iterable[str] = ()) -> dict[str, Any]:
-    """The fields of a spec that all families read alike; `own` are the keys that the family reads beside them.
+    """The ModelSpec fields that all families read in the same way; `own` are the keys that the family reads in addition.
 
-    Raises TenfoldError for a key that is not known, and for a value that is not computed here.
+    Raises TenfoldError for an unknown key, and for a value that is not supported.
     """
     require_known(config, {*READ, *own}, f"The config.json of {name}")
-    # transformers 5 keeps both under rope_parameters, earlier ones rope_theta and rope_scaling apart.
+    # transformers 5 has both in rope_parameters; earlier versions have rope_theta and rope_scaling.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     heads, context = config["num_attention_heads"], config.get("max_position_embeddings", 2048)
     return {
@@ -91,17 +91,15 @@ def shared_fields(config: dict[str, Any], name: str, own: Iterable[str] = ()) ->
 
 
 def require_known(config: dict[str, Any], read: Iterable[str], where: str) -> None:
-    """Raises TenfoldError for a key that is neither read nor without effect on a model's answers, unless it is null."""
+    """Raises TenfoldError for a key, other than null, that is neither read nor known to have no effect on the logits."""
     for key, value in config.items():
         if value is None or key in HARMLESS or key.startswith("_"):
             continue
         if key in FIXED and value not in FIXED[key]:
-            computed = " or ".join(map(repr, FIXED[key]))
-            raise TenfoldError(f"{where} has {key} = {shown(value)}, and only {computed} is computed here.")
+            supported = " or ".join(map(repr, FIXED[key]))
+            raise TenfoldError(f"{where} has {key} = {shown(value)}, and only {supported} is supported.")
         if key not in FIXED and key not in read:
-            raise TenfoldError(
-                f"{where} has a key that is not known here, {key} = {shown(value)}: take it out if it changes nothing."
-            )
+            raise TenfoldError(f"{where} has an unknown key, {key} = {shown(value)}: remove it if it does not change the model.")
 
 
 def _rope_scaling(rope: dict[str, Any], context: int, name: str) -> RopeScaling | None:
@@ -109,10 +107,10 @@ def _rope_scaling(rope: dict[str, Any], context: int, name: str) -> RopeScaling 
     if kind == "default":
         return None
     if kind not in ROPE_KEYS:
-        raise TenfoldError(f"{name} stretches its rotary positions by {kind!r}: only {', '.join(ROPE_KEYS)} are known.")
+        raise TenfoldError(f"{name} has the rope_type {kind!r}: only {', '.join(ROPE_KEYS)} are supported.")
     require_known(rope, {"rope_type", "type", "rope_theta", *ROPE_KEYS[kind]}, f"The rotary positions of {name}")
     given = {ours: rope[key] for key, ours in ROPE_KEYS[kind].items() if rope.get(key) is not None}
-    # Llama 3.1's has no default in transformers.
+    # transformers has no defaults for Llama 3.1's scaling.
     missing = [key for key, ours in ROPE_KEYS[kind].items() if ours not in given] if kind == "llama3" else []
     if missing or "factor" not in given:
         raise KeyError((missing or ["factor"])[0])

@@ -1,4 +1,4 @@
-"""The keys of a `config.json` that are understood. A key in none of these lists is refused, since it might change the model."""
+"""The known keys of a `config.json`. A key in none of these lists is refused, because it might change the model."""
 
 READ = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
@@ -6,7 +6,7 @@ READ = (
     "rms_norm_eps", "attention_bias", "mlp_bias",
 )  # fmt: skip
 
-# What else they could be is not computed here.
+# Keys with the values that are supported.
 FIXED: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu", "swish"),
     "pruned_heads": ({},),
@@ -17,7 +17,7 @@ FIXED: dict[str, tuple[object, ...]] = {
     "rope_interleaved": (False,),
 }
 
-# Keys of a stretch of rotary positions, by its kind, and the fields of a RopeScaling that they are.
+# For each rope_type: the keys of its rope scaling, and the fields of `RopeScaling` that they set.
 _ORIGINAL = {"factor": "factor", "original_max_position_embeddings": "original_context"}
 ROPE_KEYS: dict[str, dict[str, str]] = {
     "llama3": _ORIGINAL | {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
@@ -26,8 +26,8 @@ ROPE_KEYS: dict[str, dict[str, str]] = {
     "yarn": _ORIGINAL | {key: key for key in ("attention_factor", "beta_fast", "beta_slow", "truncate")},
 }
 
-# What says nothing of the logits of a text: names, tokens, how text is drawn, how a model is trained or kept in memory. Most are
-# fields of `PretrainedConfig`, which earlier versions of transformers wrote in full.
+# Keys without effect on the logits of a text: names, token ids, sampling, training, storage. Most are fields of
+# `PretrainedConfig`, which earlier versions of transformers wrote in full.
 HARMLESS = frozenset((
     "architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "name_or_path", "tokenizer_class", "prefix",
     "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id",

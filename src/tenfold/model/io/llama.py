@@ -1,4 +1,4 @@
-"""Llama 3 as Hugging Face and llama.cpp write it."""
+"""How Hugging Face and llama.cpp store Llama 3."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,11 @@ def ffn_slots(name: str, ffn: nn.Module) -> dict[str, Slot | Stack]:
 def llama_slots(
     model: Llama, ffn: str = "mlp", of_ffn: Callable[[str, nn.Module], dict[str, Slot | Stack]] = ffn_slots, halves: bool = True
 ) -> dict[str, Slot | Stack]:
-    """Every weight of a Llama by its Hugging Face name; `of_ffn` gives those of a feed-forward, which is named `ffn`."""
+    """Every weight of a Llama by its Hugging Face name.
+
+    `ffn` is Hugging Face's name of a layer's feed-forward, and `of_ffn` gives its weights. `halves` is as in `Slot`, for queries
+    and keys.
+    """
     slots: dict[str, Slot | Stack] = {"model.embed_tokens.weight": Slot(model.embedding.weight.data)}
     for i, block in enumerate(model.layers):
         layer = f"model.layers.{i}"
@@ -59,7 +63,7 @@ def _attention_slots(name: str, attention: Attention, spec: ModelSpec, halves: b
 
 
 def _tensors(linear: nn.Linear) -> dict[str, Tensor]:
-    """The weight of a matrix, and its bias where it has one."""
+    """The weight of a linear layer, and its bias if it has one."""
     return {kind: p.data for kind in ("weight", "bias") if (p := getattr(linear, kind)) is not None}
 
 
@@ -71,7 +75,7 @@ GGUF_TOP = {
 
 
 def gguf_part(ffn: str = "mlp") -> dict[str, str]:
-    """GGUF's names of a layer's weights, by Hugging Face's, which has the dense feed-forward under `ffn`."""
+    """Hugging Face's names of a layer's weights by their GGUF names; `ffn` is Hugging Face's name of the dense feed-forward."""
     return {
         "attn_q": "self_attn.q_proj",
         "attn_k": "self_attn.k_proj",

@@ -1,4 +1,4 @@
-"""Llama 4 as Hugging Face writes it. Its rotary embedding turns neighbours, as ours does; its experts' matrices are transposed."""
+"""How Hugging Face stores Llama 4. Its rotary embedding rotates adjacent pairs, as ours does; experts' matrices are transposed."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ _VISION = {"hidden_act": "gelu", "num_channels": 3, "norm_eps": 1e-5, "vision_fe
 
 
 def llama4_fields(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """The fields of a spec from the config of a Llama 4, of text alone or with images."""
+    """The ModelSpec fields of a Llama 4's config, text-only or with an image encoder; `name` is for error messages."""
     if config["model_type"] == "llama4":
         require_known(config, _TOP, f"The config.json of {name}")
         vision = _vision_spec(config["vision_config"], config.get("image_token_index", 200092))
@@ -91,7 +91,7 @@ def _text_config(spec: ModelSpec) -> dict[str, Any]:
 def _vision_spec(config: dict[str, Any], patch_token: int) -> VisionSpec:
     for key, value in _VISION.items():
         if config.get(key, value) != value:
-            raise TenfoldError(f"The image encoder has {key} = {config[key]!r}, and only {value!r} is computed here.")
+            raise TenfoldError(f"The image encoder has {key} = {config[key]!r}, and only {value!r} is supported.")
     shuffle = round(1 / config.get("pixel_shuffle_ratio", 0.5))
     spec = VisionSpec(
         image_size=config["image_size"],
@@ -106,8 +106,8 @@ def _vision_spec(config: dict[str, Any], patch_token: int) -> VisionSpec:
     )
     if config["intermediate_size"] != spec.mlp_dim or config["projector_input_dim"] != spec.adapter_dim:
         raise TenfoldError(
-            f"The image encoder's intermediate_size must be {spec.mlp_dim}, its width times {shuffle**2}, and its "
-            "projector_input_dim its projector_output_dim: other shapes are not known."
+            f"The image encoder's intermediate_size must be {spec.mlp_dim} (its width times {shuffle**2}) and its "
+            "projector_input_dim equal to its projector_output_dim: other shapes are not supported."
         )
     return spec
 
@@ -139,12 +139,16 @@ def _with_images(text: dict[str, Any], vision: VisionSpec) -> dict[str, Any]:
 
 
 def _interval(chosen: list[int], layers: int, stated: int, what: str) -> int:
-    """The k with which `chosen` are the layers k - 1, 2k - 1, ...; 0 for none. Raises TenfoldError where there is none."""
+    """The k for which `chosen` are the layers k - 1, 2k - 1, ... Raises TenfoldError where there is no such k.
+
+    Where no layer is chosen, it is the interval that the config states, if that is longer than the model; else 0, "never".
+    `_text_config` writes layers + 1 for "never".
+    """
     if not chosen:
         return stated if layers < stated != layers + 1 else 0
     k = chosen[0] + 1
     if list(chosen) != list(range(k - 1, layers, k)):
-        raise TenfoldError(f"{what} must stand at equal distances, not at {chosen}.")
+        raise TenfoldError(f"{what} must be every k-th layer for some k, not the layers {chosen}.")
     return k
 
 

@@ -1,4 +1,5 @@
-"""Llama 4 in GGUF files, which say little of it: llama.cpp computes the published models' attention (`src/models/llama4.cpp`)."""
+"""How GGUF files store Llama 4. They lack its attention settings: llama.cpp assumes those of the published models
+(`src/models/llama4.cpp`)."""
 
 from typing import Any
 
@@ -7,8 +8,10 @@ from tenfold.model.io.llama import GGUF_TOP, gguf_part
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
-_LENGTH, _SCALE, _GLOBAL = 8192, 0.1, 4  # of a chunk and before queries grow, by how much, and every how manyth layer is global
-_WITHOUT_NORM = 128  # experts of the one model whose queries and keys are not normalised
+_LENGTH = 8192  # tokens in an attention chunk, and the temperature_floor
+_SCALE = 0.1  # temperature_scale
+_GLOBAL = 4  # every so manyth layer is global
+_WITHOUT_NORM = 128  # number of experts of the one published model without qk_norm
 _EXPERTS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
@@ -44,20 +47,20 @@ def _spec_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _header(spec: ModelSpec) -> dict[str, int]:
-    """Raises TenfoldError for a model that llama.cpp would compute otherwise, within its context."""
+    """The family's own header fields. Raises TenfoldError for a model that llama.cpp would compute differently in its context."""
     chunk = min(spec.attention_chunk or spec.context, spec.context)
     grows = 0 < spec.temperature_floor <= spec.context
     for differs, what in (
-        (spec.vision is not None, "an image encoder, which llama.cpp reads from a file of its own"),
+        (spec.vision is not None, "an image encoder, which llama.cpp reads from a separate file"),
         (not spec.n_experts or spec.n_shared_experts != 1, "no layers with routed experts and one shared expert"),
-        (chunk != min(_LENGTH, spec.context), f"attention in chunks of {chunk} tokens, and not of {_LENGTH}"),
+        (chunk != min(_LENGTH, spec.context), f"attention in chunks of {chunk} tokens instead of {_LENGTH}"),
         (
             any(spec.is_local(i) != bool((i + 1) % _GLOBAL) for i in range(spec.n_layers)),
             f"other global layers than every {_GLOBAL}th",
         ),
         (
             (spec.temperature_floor, spec.temperature_scale) != (_LENGTH, _SCALE) if grows else spec.context >= _LENGTH,
-            f"queries that do not grow by {_SCALE} past {_LENGTH} positions",
+            f"an attention temperature that differs from temperature_floor = {_LENGTH} and temperature_scale = {_SCALE}",
         ),
         (spec.qk_norm == (spec.n_experts == _WITHOUT_NORM), f"qk_norm = {spec.qk_norm} with {spec.n_experts} experts"),
     ):

@@ -1,4 +1,4 @@
-"""How llama.cpp's own converter tells tokenizers apart: by a hash of the tokens of one text (`conversion/base.py`)."""
+"""The hash by which llama.cpp's own converter recognizes a tokenizer: that of its tokens of one text (`conversion/base.py`)."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ _TEXT = (
 
 
 def llamacpp_hash(directory: Path) -> tuple[str, str | None]:
-    """The hash that `get_vocab_base_pre` makes of a directory's tokenizer, and the name that belongs to it there.
+    """The hash that `get_vocab_base_pre` computes for a directory's tokenizer, and llama.cpp's name for the way it splits text.
 
-    The name is None where llama.cpp does not split text as this tokenizer does, or has no need of one.
+    The name is None if llama.cpp has no name for it (`pre_of`).
     """
     tokenizer = read_tokenizer(directory)
     tokens = str(tokenizer.encode(_TEXT).ids)
@@ -28,7 +28,7 @@ def llamacpp_hash(directory: Path) -> tuple[str, str | None]:
 
 
 def converter_note(directory: Path) -> list[str]:
-    """What a user of the converter should know of a directory, if there is something."""
+    """A note for users of llama.cpp's converter about a directory, in a list; an empty list where there is nothing to say."""
     found, pre = llamacpp_hash(directory)
     entry = f'if chkhsh == "{found}": res = "{pre}"'
     told = f"llama.cpp's converter reads it; where it does not know the tokenizer, add to its get_vocab_base_pre: {entry}"

@@ -1,4 +1,4 @@
-"""Meta's own layout out: `consolidated.00.pth`, `params.json` (llama-models `models/llama3`), and the tokenizer's files."""
+"""Write Meta's own layout: `consolidated.00.pth`, `params.json` (llama-models `models/llama3`), and the tokenizer's files."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ _PART = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-_SCALED = RopeScaling(8.0, 1.0, 4.0, 8192)  # the one that Meta's code has, as `use_scaled_rope`
+_SCALED = RopeScaling(8.0, 1.0, 4.0, 8192)  # the only scaling in Meta's code, where it is called `use_scaled_rope`
 
 
 def write_meta(source: Path, directory: Path, dtype: torch.dtype) -> None:
-    """Write the model in a Hugging Face directory or GGUF file. Raises TenfoldError for a shape that Meta's code does not have."""
+    """Write the model in `source`, a Hugging Face directory or GGUF file. Raises TenfoldError if Meta's layout cannot hold it."""
     spec = read_spec(source)
     write_json(directory / "params.json", params_of(spec))
     weights: dict[str, Tensor] = {}
@@ -44,7 +44,7 @@ def write_meta(source: Path, directory: Path, dtype: torch.dtype) -> None:
 
 
 def meta_name(name: str) -> str:
-    """The name of a weight of Hugging Face's."""
+    """Meta's name of a weight, from its Hugging Face name."""
     if name in _TOP:
         return _TOP[name]
     _, _, layer, part = name.removesuffix(".weight").split(".", 3)
@@ -52,22 +52,22 @@ def meta_name(name: str) -> str:
 
 
 def params_of(spec: ModelSpec) -> dict[str, int | float | bool]:
-    """The `params.json` of a shape.
+    """The `params.json` of a spec. Raises TenfoldError if Meta's layout cannot hold it.
 
-    The width of the feed-forward is `multiple_of` times the ceiling of a quotient of the truncated product of
-    `ffn_dim_multiplier` and two thirds of 4 dim; with a `multiple_of` of 1 the multiplier below gives any width.
+    Meta's code computes the width of the feed-forward as int(ffn_dim_multiplier * int(2 * 4 * dim / 3)), rounded up to a multiple
+    of `multiple_of`. With a `multiple_of` of 1, the multiplier below gives exactly `ffn_dim`.
     """
     refused = "Meta's layout has no place for"
     if spec.family != "llama3":
         raise TenfoldError(
-            f"{spec.name} is of the family {spec.family!r}: Meta's layout is written for llama3 alone; export it --to hf."
+            f"{spec.name} is of the family {spec.family!r}: Meta's layout is written for llama3 only; export it --to hf."
         )
     if spec.has_biases:
         raise TenfoldError(f"{refused} the biases of {spec.name}: export it --to hf.")
     if spec.head_dim * spec.n_heads != spec.dim:
-        raise TenfoldError(f"{refused} heads of {spec.head_dim} in {spec.name}, only for dim / n_heads: export it --to hf.")
+        raise TenfoldError(f"{refused} heads of {spec.head_dim} dimensions in {spec.name}, only dim / n_heads: export it --to hf.")
     if spec.rope_scaling not in (None, _SCALED):
-        raise TenfoldError(f"{refused} the rotary stretch of {spec.name}, only for Llama 3.1's factor 8: export it --to hf.")
+        raise TenfoldError(f"{refused} the rope scaling of {spec.name}, only for Llama 3.1's factor of 8: export it --to hf.")
     return {
         "dim": spec.dim,
         "n_layers": spec.n_layers,

@@ -1,5 +1,7 @@
-"""Adapters as PEFT writes them: `adapter_config.json`, `adapter_model.safetensors`. PEFT has a pair of matrices for each of q, k
-and v, where ours has one for all three."""
+"""Read and write adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
+
+PEFT has one pair of matrices A, B for each of the query, key and value projections; ours has one pair for the joint `wqkv`.
+"""
 
 import json
 from collections.abc import Iterator
@@ -24,12 +26,12 @@ QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def write_adapter(model: Llama, directory: Path, base: str) -> None:
-    """Write the adapters of a model for PEFT, `base` being the model that they belong to."""
+    """Write the adapters of a model in PEFT's format; `base` is the name or path of the base model."""
     tensors: dict[str, Tensor] = {}
     adapted = [(name, linear, parts) for name, linear, parts in _places(model) if isinstance(linear, LoRALinear)]
     rank, scale = max(linear.lora_a.shape[0] for _, linear, _ in adapted), adapted[0][1].scale
     for name, linear, parts in adapted:
-        # PEFT has one rank and scale for all: smaller adapters are filled up with zeros.
+        # PEFT has one rank and scale for all adapters: those of smaller rank are padded with zeros.
         missing = rank - linear.lora_a.shape[0]
         a, b = F.pad(linear.lora_a.detach(), (0, 0, 0, missing)), F.pad(linear.lora_b.detach(), (0, missing))
         for part, own in zip(parts, _divided(b * (linear.scale / scale), model, parts), strict=True):
@@ -47,22 +49,25 @@ def write_adapter(model: Llama, directory: Path, base: str) -> None:
 
 
 def read_adapter(model: Llama, directory: Path) -> None:
-    """Give a model the adapters of a PEFT directory. Raises TenfoldError where they do not fit it, or are no plain LoRA."""
+    """Attach the adapters of a PEFT directory to a model. Raises TenfoldError if they do not fit it, or are not plain LoRA."""
     for linear, (a, b, scale) in read_matrices(model, directory).items():
         attach(linear, a, b, scale)
 
 
 def read_matrices(model: Llama, directory: Path) -> dict[nn.Linear, tuple[Tensor, Tensor, float]]:
-    """A [rank, in], B [out, rank] and the scale for each matrix that a PEFT directory adapts. Raises as `read_adapter`."""
+    """A [rank, in], B [out, rank] and the scale for each linear layer that a PEFT directory adapts.
+
+    Raises TenfoldError as `read_adapter` does.
+    """
     try:
         config = json.loads((directory / "adapter_config.json").read_text())
         stored = load_file(directory / "adapter_model.safetensors", device=str(model.embedding.weight.device))
         tensors = {name: tensor.to(model.embedding.weight.dtype) for name, tensor in stored.items()}
         scale = config["lora_alpha"] / config["r"]
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, SafetensorError) as error:
-        raise TenfoldError(f"{directory} is no adapter of PEFT's: {error}.") from None
+        raise TenfoldError(f"{directory} is not a PEFT adapter: {error}.") from None
     if config.get("use_dora") or config.get("use_rslora") or config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise TenfoldError(f"The adapter in {directory} is no plain LoRA of one rank: merge it with PEFT first.")
+        raise TenfoldError(f"The adapter in {directory} is not plain LoRA of one rank: merge it with PEFT first.")
     adapted = {}
     for name, linear, parts in _places(model):
         found = [tuple(tensors.pop(f"{name}.{part}.lora_{x}.weight", None) for x in "AB") for part in parts]
@@ -70,12 +75,12 @@ def read_matrices(model: Llama, directory: Path) -> dict[nn.Linear, tuple[Tensor
             _check_shapes(found, linear, model, parts, directory)
             adapted[linear] = (*_joined(found, linear, model), scale)
     if tensors:
-        raise TenfoldError(f"The adapter in {directory} has a matrix {next(iter(tensors))!r} that {model.spec.name} has not.")
+        raise TenfoldError(f"The adapter in {directory} has a matrix {next(iter(tensors))!r}, which {model.spec.name} lacks.")
     return adapted
 
 
 def _check_shapes(found: list[Any], linear: nn.Linear, model: Llama, parts: tuple[str, ...], directory: Path) -> None:
-    """Raises TenfoldError for an adapter of half a pair, or for a matrix of another shape than the model's."""
+    """Raises TenfoldError if one of A and B is missing, or if their shapes are not those of the model's matrix."""
     rows = [one.shape[0] for one in _divided(torch.empty(linear.out_features, 1, device="meta"), model, parts)]
     for part, (a, b), out in zip(parts, found, rows, strict=True):
         if a is None and b is None:
@@ -89,11 +94,12 @@ def _check_shapes(found: list[Any], linear: nn.Linear, model: Llama, parts: tupl
 
 
 def _places(model: Llama) -> Iterator[tuple[str, nn.Linear, tuple[str, ...]]]:
-    """PEFT's name of each part of a layer that has matrices, one of our matrices there, and PEFT's names of its parts."""
+    """Every adaptable linear layer of the model, with PEFT's name of the module that holds it before, and PEFT's names of the
+    projections in it after."""
     for i, block in enumerate(model.layers):
         layer, ffn = f"{PREFIX}.{i}", block.ffn
         if not isinstance(ffn, FeedForward):
-            raise TenfoldError(f"Adapters of {model.spec.name}'s experts have no layout in PEFT: merge them.")
+            raise TenfoldError(f"PEFT has no format for adapters of {model.spec.name}'s experts: merge them into the model.")
         yield f"{layer}.self_attn", block.attention.wqkv, QKV
         yield f"{layer}.self_attn", block.attention.wo, ("o_proj",)
         for part, linear in (("gate_proj", ffn.w1), ("up_proj", ffn.w3), ("down_proj", ffn.w2)):
@@ -101,7 +107,7 @@ def _places(model: Llama) -> Iterator[tuple[str, nn.Linear, tuple[str, ...]]]:
 
 
 def _slots(b: Tensor, model: Llama) -> list[Slot]:
-    """The rows of q, k and v in B [rows of wqkv, rank]."""
+    """The rows of q, k and v in a matrix B [rows of wqkv, rank]."""
     spec = model.spec
     group = spec.n_heads // spec.n_kv_heads
     rows = b.view(spec.n_kv_heads, group + 2, spec.head_dim, b.shape[1])
@@ -113,7 +119,7 @@ def _divided(b: Tensor, model: Llama, parts: tuple[str, ...]) -> list[Tensor]:
 
 
 def _joined(found: list[Any], linear: nn.Linear, model: Llama) -> tuple[Tensor, Tensor]:
-    """One A and B for the parts of a matrix: their A's one below the other, and B's beside one another."""
+    """One A and one B for a linear layer, from those of its projections: the A's are stacked, and the B's put in their rows."""
     if len(found) == 1:
         return found[0]
     rank, like = next((a.shape[0], a) for a, _ in found if a is not None)

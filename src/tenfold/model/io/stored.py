@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face directory, by name: from safetensors, or from PyTorch's older files of nothing but tensors."""
+"""Read the tensors of a Hugging Face directory by name, from safetensors or from PyTorch's older pickled files."""
 
 import json
 import os
@@ -20,7 +20,7 @@ _NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Stored(NamedTuple):
-    """A tensor that lies in a file: its shape, and a function that reads it."""
+    """A tensor in a file: its shape, and a function that reads it."""
 
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
@@ -28,7 +28,7 @@ class Stored(NamedTuple):
 
 @contextmanager
 def open_directory(path: Path) -> Iterator[dict[str, Stored]]:
-    """The tensors of a directory, which can be read as long as this is open. Raises TenfoldError for files that are damaged."""
+    """The tensors of a directory, which can be read within the context. Raises TenfoldError for damaged or missing files."""
     with ExitStack() as opened:
         found: dict[str, Stored] = {}
         for file in map(path.joinpath, _files(path)):
@@ -46,10 +46,10 @@ def _files(path: Path) -> list[str]:
     try:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [name]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise TenfoldError(f"{index} is not an index of weights: download it again.") from None
+        raise TenfoldError(f"{index} is not a valid index of weight files: download it again.") from None
     for file in files:
         if Path(file).name != file:
-            raise TenfoldError(f"{index} names {file!r}, which is no file beside it: download it again.")
+            raise TenfoldError(f"{index} names {file!r}, which is not the name of a file in its folder: download it again.")
         if not (path / file).exists():
             raise TenfoldError(f"{path} lacks {file}: copy the missing shard there.")
     return files
@@ -65,14 +65,14 @@ def _safetensors(file: Path, opened: ExitStack) -> dict[str, Stored]:
 
 
 def _pickled(file: Path) -> dict[str, Stored]:
-    """Tensors of a file of `torch.save`, unpickled with nothing but tensors allowed."""
+    """The tensors in a file of `torch.save`; unpickling allows tensors only."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
     except Exception as error:  # a pickle may fail in any way
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise TenfoldError(f"{file} is damaged, or holds more than tensors: {reason}.") from None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise TenfoldError(f"{file} is no table of tensors by name.")
+        raise TenfoldError(f"{file} is not a dictionary of tensors by name: give the model's safetensors.")
     return {name: Stored(tuple(tensor.shape), partial(_same, tensor)) for name, tensor in tensors.items()}
 
 
@@ -81,13 +81,13 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def _is_zip(file: Path) -> bool:
-    """Whether the file has the zip format of PyTorch 1.6 and later, from which tensors can be memory-mapped."""
+    """Whether the file has the zip format of PyTorch 1.6 and later, whose tensors can be memory-mapped."""
     with file.open("rb") as stream:
         return stream.read(2) == b"PK"
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Write a file of safetensors with the mode that the umask gives new files; `save_file` makes private ones."""
+    """Write a safetensors file with the permissions that the umask gives; `save_file` makes it readable by its owner only."""
     file.touch()
     mode = file.stat().st_mode
     try:

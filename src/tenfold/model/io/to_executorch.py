@@ -1,7 +1,7 @@
-"""Lower a model for phones and run it, in a process of its own: `python -m tenfold.model.io.to_executorch`.
+"""Lower a model to an ExecuTorch program and run it, in a separate process: `python -m tenfold.model.io.to_executorch`.
 
-Standard input has the settings of `Job` as JSON. ExecuTorch's own export of Llamas reads Meta's layout, so that its runners for
-Android and iOS take the file; then the file is run token by token, and what it says is stored.
+Standard input is a `Job` as JSON. ExecuTorch's own Llama export, which reads Meta's layout, writes the program, so that
+ExecuTorch's runners for Android and iOS can load it. The program is then run token by token, and its log-probabilities are saved.
 """
 
 import json
@@ -14,8 +14,12 @@ from torch import Tensor
 
 
 class Job(msgspec.Struct):
-    """`meta` is a folder in Meta's layout, `program` the file to write, `kind` f32 or 8da4w. The program is asked `texts` token by
-    token; its log-probabilities go to `answers`, a tensor [tokens, vocab] for each text."""
+    """What to export and run.
+
+    `meta` is a model's folder in Meta's layout, `program` the file to write, `kind` "f32" or "8da4w", `context` the cache's size
+    in tokens. The program is run on `texts` (token ids); the file `answers` receives its log-probabilities, a list of tensors
+    [tokens, vocab], one for each text.
+    """
 
     meta: str
     program: str
@@ -27,7 +31,7 @@ class Job(msgspec.Struct):
 
 
 def lower(job: Job) -> None:
-    """Write the program, for XNNPACK, with a cache of keys and values."""
+    """Write the program, for XNNPACK and with a key-value cache."""
     from executorch.examples.models.llama.export_llama_lib import export_llama
     from executorch.extension.llm.export.config.llm_config import LlmConfig, ModelType
 
@@ -46,9 +50,9 @@ def lower(job: Job) -> None:
 
 
 def ask(job: Job) -> list[Tensor]:
-    """Log-probabilities of what follows each token of each text, float32 [tokens, vocab]."""
+    """Log-probabilities of the next token after each token of each text, float32 [tokens, vocab]."""
     import executorch.extension.llm.custom_ops.custom_ops  # the attention that the program calls
-    import executorch.kernels.quantized  # noqa: F401 (its embedding)
+    import executorch.kernels.quantized  # noqa: F401 (the embedding that it calls)
     from executorch.runtime import Runtime
 
     found = []

@@ -1,7 +1,7 @@
-"""A model's tokenizer and vocabulary, read from a directory, a GGUF file or a tokenizer's own, and written beside a model.
+"""Read a tokenizer and its special tokens from a directory, a GGUF file or a tokenizer file, and write them to a model's directory.
 
-A directory has `tokenizer.json` (Hugging Face), or in its place `tekken.json` (Mistral), `tokenizer.model` (SentencePiece, or
-`tiktoken`'s ranks as Meta has them) or `vocab.json` and `merges.txt` (GPT-2).
+A directory has `tokenizer.json` (Hugging Face) or, in its place, `tekken.json` (Mistral), `tokenizer.model` (SentencePiece, or
+Meta's file of `tiktoken` ranks), or `vocab.json` and `merges.txt` (GPT-2).
 """
 
 import hashlib
@@ -25,7 +25,8 @@ from tenfold.spec.vocabulary import Vocabulary
 _HUGGING_FACE = "tokenizer.json"
 _FILES = (_HUGGING_FACE, "tekken.json", "tokenizer.model", "vocab.json")
 _COPIED = (_HUGGING_FACE, "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-_FACTS = ("generation_config.json", "special_tokens_map.json", "tokenizer_config.json")  # a later file overrides an earlier one
+# Files that name special tokens; a later one overrides an earlier one.
+_FACTS = ("generation_config.json", "special_tokens_map.json", "tokenizer_config.json")
 
 
 def has_tokenizer(path: Path) -> bool:
@@ -33,30 +34,33 @@ def has_tokenizer(path: Path) -> bool:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a directory (a model, a corpus, a generation), a GGUF file or a tokenizer's own file."""
+    """The tokenizer of a directory (a model, a corpus, a generation), a GGUF file or a tokenizer file.
+
+    Raises TenfoldError if there is none or it cannot be read.
+    """
     return _tokenizer(path)[0]
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """The vocabulary of what `read_tokenizer` reads."""
+    """The size, special tokens and chat template of the tokenizer that `read_tokenizer` reads."""
     return _read(path)[1]
 
 
 def same_tokenizer(one: Path, other: Path) -> bool:
-    """Whether texts become the same documents of tokens with both."""
+    """Whether both tokenizers turn a text into the same tokens, including those that begin and end a document."""
     (tokenizer, ours), (another, theirs) = _read(one), _read(other)
     marks = [(v.begin, v.document_end) for v in (ours, theirs)]
     return tokenizer.to_str() == another.to_str() and marks[0] == marks[1]
 
 
 def tokenizer_hash(path: Path) -> str:
-    """A name for a tokenizer and its special tokens: equal ones have equal names, in whatever files they are stored."""
+    """SHA-256 of a tokenizer and its special tokens. It does not depend on the kind of file they are stored in."""
     tokenizer, vocabulary = _read(path)
     return hashlib.sha256(tokenizer.to_str().encode() + msgspec.json.encode(vocabulary)).hexdigest()
 
 
 def copy_tokenizer(source: Path, directory: Path) -> Vocabulary:
-    """Write the tokenizer of `source` and its special tokens to a directory, as `transformers` reads them."""
+    """Write the tokenizer of `source` and its special tokens to a directory, in the files that `transformers` reads."""
     tokenizer, vocabulary = _read(source)
     folder, file = _folder(source), _file(source)
     if file is None or file.name != _HUGGING_FACE:
@@ -70,7 +74,7 @@ def copy_tokenizer(source: Path, directory: Path) -> Vocabulary:
 
 
 def save_tokenizer(tokenizer: Tokenizer, vocabulary: Vocabulary, directory: Path) -> None:
-    """Write a tokenizer that has no files yet."""
+    """Write a tokenizer that is not stored in Hugging Face's files yet."""
     write_text(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **vocabulary.names, "clean_up_tokenization_spaces": False}
     write_json(directory / "tokenizer_config.json", config | {"model_max_length": 1_000_000})
@@ -85,12 +89,15 @@ def _read(path: Path) -> tuple[Tokenizer, Vocabulary]:
 
 
 def _tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer, and what its own file and those beside it say of special tokens."""
+    """The tokenizer, and its special tokens and chat template by their keys in a `tokenizer_config.json`.
+
+    The latter come from the tokenizer's file, and from the model's configuration files in the same folder, which take precedence.
+    """
     if path.suffix == ".gguf":
         return read_gguf_tokenizer(path), _gguf_facts(path)
     file = _file(path)
     if file is None:
-        raise TenfoldError(f"{path} has no tokenizer.json: copy the model's tokenizer there.")
+        raise TenfoldError(f"{path} has no tokenizer.json: copy the model's tokenizer.json there.")
     beside = _directory_facts(file.parent)
     if file.name == _HUGGING_FACE:
         return _from_hugging_face(file), beside
@@ -118,11 +125,11 @@ def _from_hugging_face(file: Path) -> Tokenizer:
 
 
 def _from_gpt2(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """Byte-level BPE in two files, which GPT-2's split belongs to. Raises TenfoldError for a tokenizer of another class."""
+    """Byte-level BPE in the two files of GPT-2, with GPT-2's split. Raises TenfoldError for a tokenizer of another class."""
     merges, config = file.with_name("merges.txt"), _read_json(file.with_name("tokenizer_config.json"))
     kind = config.get("tokenizer_class", "GPT2Tokenizer")
     if kind not in ("GPT2Tokenizer", "GPT2TokenizerFast") or not merges.exists():
-        raise TenfoldError(f"{file} belongs to a {kind} or lacks its merges.txt: copy the model's tokenizer.json there.")
+        raise TenfoldError(f"{file} belongs to a {kind}, or has no merges.txt beside it: copy the model's tokenizer.json there.")
     try:
         tokenizer = Tokenizer(models.BPE.from_file(str(file), str(merges)))
     except Exception as error:  # the package raises nothing narrower
@@ -137,7 +144,7 @@ def _from_gpt2(file: Path) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def _file(path: Path) -> Path | None:
-    """The file of the tokenizer in a directory, or the file itself."""
+    """The tokenizer file in a directory, or `path` itself if it is a file; None if there is none."""
     if path.is_file():
         return path
     found = (_folder(path) / name for name in _FILES)
@@ -145,7 +152,7 @@ def _file(path: Path) -> Path | None:
 
 
 def _folder(path: Path) -> Path:
-    """Where the files are: a generation has its model in a folder of its own."""
+    """The folder with the tokenizer's files: that of `path`, or the folder `model` in a generation."""
     if path.is_file():
         return path.parent
     inner = path / "model"
@@ -195,13 +202,16 @@ def _vocabulary(tokenizer: Tokenizer, facts: dict[str, Any]) -> Vocabulary:
 
 
 def _chat_template(stored: Any) -> str | None:
-    if isinstance(stored, list):  # several, by name
+    if isinstance(stored, list):  # several templates, each with a name
         return next((t["template"] for t in stored if t["name"] == "default"), stored[0]["template"]) if stored else None
     return stored
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text()) if file.exists() else {}
-    except ValueError:
+        found = json.loads(file.read_text()) if file.exists() else {}
+    except (ValueError, RecursionError):
         raise TenfoldError(f"{file} is not valid JSON.") from None
+    if not isinstance(found, dict):
+        raise TenfoldError(f"{file} is not a JSON object: copy the model's own file there.")
+    return found

@@ -1,4 +1,4 @@
-"""Keeps the load of experts even without a loss, and counts it."""
+"""Balance the load of experts without an auxiliary loss, and count it."""
 
 from typing import Any
 
@@ -12,9 +12,10 @@ from tenfold.train.state import StepOutput
 
 
 class LoadBalancing(Hook):
-    """Moves the experts' biases by `rate` after every step (0: leaves them), and counts the tokens of each expert between logs.
+    """Changes the experts' biases by `rate` after every step (0: never), and counts the tokens of each expert between logs.
 
-    The bias fades to nothing over the last `decay` of the run, as the learning rate does: a Llama 4 checkpoint has no place for it.
+    The biases decay to zero over the last share `decay` of the run, as the learning rate does, because a Llama 4 checkpoint has no
+    place for them. `loads` has the tokens of each expert since the last log, one tensor [experts] per layer with experts.
     """
 
     def __init__(self, rate: float, decay: float):
@@ -34,7 +35,7 @@ class LoadBalancing(Hook):
             layer.load.zero_()
 
     def take_statistics(self) -> dict[str, Any]:
-        """How evenly the experts were used since the last call."""
+        """How evenly the experts were used since the last call, as `router_statistics`; resets the counts."""
         found = router_statistics(self.loads)
         for load in self.loads:
             load.zero_()

@@ -1,4 +1,4 @@
-"""Saves the run every so often, when it is stopped, and at its end."""
+"""Save the run at regular intervals, when it is stopped, and at its end."""
 
 import shutil
 import time
@@ -12,7 +12,7 @@ from tenfold.train.state import StepOutput
 
 
 class Checkpoints(Hook):
-    """Saves in the background. Where `keep_model` is False, a finished run keeps no checkpoint."""
+    """Saves in the background every `config.every_s` seconds. With `keep_model` False, a finished run keeps no checkpoint."""
 
     def __init__(self, config: CheckpointConfig, keep_model: bool = True):
         self._config, self._keep_model = config, keep_model
@@ -33,7 +33,7 @@ class Checkpoints(Hook):
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Save, and return when it is on disk."""
+        """Save, and return when the checkpoint is on disk."""
         self._save(run)
         with run.timer.time("saving"):
             self._saver.finish()
@@ -50,6 +50,6 @@ class Checkpoints(Hook):
 
     def _save(self, run: Run) -> None:
         run.read_state()
-        run.timer.write(run.state.step)  # where a failure would come back to
+        run.timer.write(run.state.step)  # the time up to here is kept if a failure leads back to this checkpoint
         with run.timer.time("saving"):
             self._saver.save(run.state.step, run.model, run.optimizers, run.state_dict())

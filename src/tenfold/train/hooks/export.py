@@ -1,4 +1,4 @@
-"""Writes the finished model in Hugging Face layout, beside the run."""
+"""Write the finished model in Hugging Face layout."""
 
 from tenfold.model.io.huggingface import write_model
 from tenfold.train import checkpoint
@@ -9,7 +9,7 @@ from tenfold.train.run import Run
 
 
 class Export(Hook):
-    """`model/`, for transformers, vLLM and llama.cpp."""
+    """Writes the model of a finished run to `model/` in the run's directory."""
 
     def end(self, run: Run, result: RunResult) -> None:
         if not result.finished:

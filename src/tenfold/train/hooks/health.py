@@ -1,10 +1,10 @@
-"""Whether a run is well: a loss that leaves its course, processes that are slower than the others, arithmetic that does not repeat.
+"""Health checks of a run: loss spikes, processes that are slower than others, and computations that do not repeat.
 
-A run whose loss spikes goes back to a checkpoint from before, and leaves out the batches since (as PaLM's did, arXiv 2204.02311,
+A run whose loss spikes goes back to an earlier checkpoint and skips the batches since then (as PaLM's did, arXiv 2204.02311,
 section 5.1).
 
-All processes wait for the slowest, so a step takes equally long on each; what tells them apart is how long each waits for its
-batches, and how long a product takes that none of the others has a part in.
+All processes wait for the slowest, so a step takes equally long on each. Stragglers are therefore found by how long a process waits
+for its batches, and by how long a matrix product takes that it computes on its own.
 """
 
 import math
@@ -24,15 +24,18 @@ from tenfold.train.rollback import LossSpike
 from tenfold.train.run import Run
 from tenfold.train.state import StepOutput
 
-WARM_UP = 50  # steps whose losses make the usual one
-PATIENCE = 10  # steps in a row whose losses are too high
-LOOK_EVERY = 50  # steps
-LATE = 0.1  # of a step: so much longer than the others a straggler waits for its batches
-SLOW = 1.5  # times as long as the others' takes a straggler's product
+WARM_UP = 50  # steps before the usual loss is known; also the number of steps that it averages over
+PATIENCE = 10  # steps in a row whose loss must be too high for a spike
+LOOK_EVERY = 50  # steps between searches for stragglers
+LATE = 0.1  # a straggler waits longer for its batches than the others, by this share of a step
+SLOW = 1.5  # a straggler's product takes this many times as long as the others'
 
 
 class LossSpikeDetector:
-    """The `usual` loss of a run, from the losses of `seen` steps, and how long it has been more than `above` nats higher."""
+    """Detects losses more than `above` nats over the usual loss.
+
+    `usual` is a moving average of the losses, `seen` the number of steps it has seen, `step` the step that the run starts from.
+    """
 
     def __init__(self, above: float, usual: float = 0.0, seen: int = 0, step: int = 0):
         self._above, self.usual, self.seen = above, usual, seen
@@ -40,10 +43,10 @@ class LossSpikeDetector:
         self._high = 0
 
     def look(self, loss: float, step: int) -> None:
-        """Take in the loss after `step` steps, which stands for all since the one before.
+        """Process the loss after `step` steps, which stands for all steps since the previous call.
 
-        Raises LossSpike where it left its course for good: by more than one loss, and for at least `PATIENCE` steps. The run goes
-        back by as many steps more, for what drove the loss off came before the first high one.
+        Raises LossSpike if more than one loss in a row was too high, over at least `PATIENCE` steps. The run then goes back another
+        `PATIENCE` steps, because the cause came before the first high loss.
         """
         high = self.seen >= WARM_UP and loss > self.usual + self._above
         steps, self._last_step = step - self._last_step, step
@@ -52,13 +55,16 @@ class LossSpikeDetector:
             self._last_good = step
             if math.isfinite(loss):
                 self.seen += steps
-                self.usual += (loss - self.usual) * steps / min(self.seen, WARM_UP)
+                self.usual += (loss - self.usual) * min(1.0, steps / min(self.seen, WARM_UP))
         elif self._high > 1 and step - self._last_good >= PATIENCE:
             raise LossSpike(step, self._last_good - PATIENCE)
 
 
 class LossSpikes(Hook):
-    """Ends the run's steps by LossSpike, for `fit` to go back, once `before` (a save in progress) is done."""
+    """Raises LossSpike, so that `fit` rolls the run back, if a loss is more than `above` nats too high; 0 never does.
+
+    `before` is called first: it waits for a save in progress.
+    """
 
     def __init__(self, above: float, before: Callable[[], None]):
         self._above, self._before = above, before
@@ -84,7 +90,7 @@ class LossSpikes(Hook):
 
 
 class Stragglers(Hook):
-    """Writes down which processes hold up the others."""
+    """Records, as the event "straggler", which processes slow down the others."""
 
     def __init__(self) -> None:
         self._waited_s = 0.0
@@ -99,10 +105,11 @@ class Stragglers(Hook):
 
 
 def stragglers(waited_s: float, step_s: float, product: float) -> list[dict[str, Any]]:
-    """The processes that hold up the others, each with `rank`, `host` and `why`, where a step takes `step_s`.
+    """The processes that slow down the others, each with `rank`, `host` and `why`. Every process calls this with its own values,
+    and all get the same result.
 
-    `waited_s` is how long this one waits for the batch of a step, `product` the seconds of a product of its own. Every process
-    calls it, and has the same answer.
+    `waited_s`: mean seconds that this process waits for the batch of a step. `step_s`: seconds of a step. `product`: seconds of a
+    matrix product that this process computes on its own.
     """
     reports: list[tuple[str, float, float]] = [("", 0.0, 0.0)] * dist.get_world_size()
     dist.all_gather_object(reports, (socket.gethostname(), waited_s, product))
@@ -118,7 +125,7 @@ def stragglers(waited_s: float, step_s: float, product: float) -> list[dict[str,
 
 
 def product_s(device: torch.device) -> float:
-    """Seconds of one matrix product, the best of five."""
+    """The seconds of one matrix product, the shortest of five."""
     size, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (384, torch.float32)
     a = torch.ones(size, size, dtype=dtype, device=device)
     seconds = []
@@ -132,7 +139,7 @@ def product_s(device: torch.device) -> float:
 
 
 class SDCCheck(Hook):
-    """Works out a loss twice every few steps, to find silent data corruption."""
+    """Computes a loss twice every `every` steps (0: never), to detect silent data corruption."""
 
     def __init__(self, every: int):
         self._every = every
@@ -145,7 +152,7 @@ class SDCCheck(Hook):
 
 
 def check_arithmetic(loss: Callable[[], Tensor | float], step: int) -> None:
-    """Work out a loss twice. Raises TenfoldError, on every process, that names those on which it was not the same to the bit."""
+    """Compute a loss twice. If the results are not bitwise equal on some process, raises TenfoldError on all, with its name."""
     with torch.no_grad():
         first, second = (torch.as_tensor(loss()) for _ in range(2))
     own = None if torch.equal(first, second) else socket.gethostname()
@@ -156,6 +163,6 @@ def check_arithmetic(loss: Callable[[], Tensor | float], step: int) -> None:
     wrong = ", ".join(f"process {rank} ({host})" for rank, host in enumerate(found) if host is not None)
     if wrong:
         raise TenfoldError(
-            f"The loss after step {step} came out differently when it was worked out again on {wrong}: take that machine out, and "
-            "go on from the last checkpoint."
+            f"The loss after step {step} came out differently when it was computed again on {wrong}: remove that machine and "
+            "resume from the last checkpoint."
         )

@@ -1,4 +1,4 @@
-"""The record of a run: its speed, losses and energy every few steps, and what it came to."""
+"""Write the record of a run: its losses, speed and energy every few steps, its evaluations, and its result."""
 
 import time
 from dataclasses import asdict
@@ -17,13 +17,16 @@ from tenfold.train.state import StepOutput
 
 
 class Log(Hook):
-    """Writes `run.jsonl`, and shows a bar unless `quiet`. `notes` go into the first event. `balance` counts the experts' load."""
+    """Writes `run.jsonl` every `every` steps, and shows progress unless `quiet`.
+
+    `notes` are added to the first event. `balance` provides the load of the experts.
+    """
 
     def __init__(self, every: int, balance: LoadBalancing, quiet: bool = False, notes: dict[str, Any] | None = None):
         self._every, self._balance, self._quiet, self._notes = every, balance, quiet, notes or {}
 
     def start(self, run: Run) -> None:
-        # One process of a machine counts its GPUs and packages, each its own processor time.
+        # One process per machine counts its GPUs and CPU packages; every process counts its own CPU time.
         self._meter = EnergyMeter(whole_machine=local_rank() == 0)
         title = run.directory.name
         self._progress = TrainingProgress(run.steps, title, enabled=False if self._quiet or not run.is_first else None)
@@ -67,22 +70,22 @@ class Log(Hook):
         self._progress.__exit__(None, None, None)
 
     def pass_over(self, run: Run) -> None:
-        """Leave what was done since the last step out of the next step's speed."""
+        """Exclude the time since the last step from the speed of the next ones."""
         self._set_mark(run)
 
     def before_sleep(self, run: Run) -> None:
-        """Count the energy up to here: what is used while the run sleeps is not its own."""
+        """Count the energy up to now, because energy used while the run sleeps is not the run's."""
         self._count_energy(run)
 
     def after_sleep(self, run: Run, seconds: float) -> None:
-        """Count on."""
+        """Record the sleep of `seconds`, and resume counting energy and time."""
         run.metrics.write("slept", step=run.state.step, seconds=seconds)
         self._energy_before = run.state.energy_j
         self._meter.start()
         self._set_mark(run)
 
     def _count_energy(self, run: Run) -> float:
-        """Returns the watts since the last time."""
+        """Update the run's energy; returns the mean watts since the last call, over all processes."""
         energy = self._meter.read()
         joules, watts = run.dims.total(energy.joules, energy.watts)
         run.state.energy_j, run.energy_source = self._energy_before + joules, energy.source
@@ -93,7 +96,7 @@ class Log(Hook):
 
 
 class Evaluation(Hook):
-    """Evaluates the model every so many steps; 0 leaves it to the end, where `fit` does."""
+    """Evaluates the model every `every` steps; with 0, only `fit` does, at the end."""
 
     def __init__(self, every: int, log: Log):
         self._every, self._log = every, log

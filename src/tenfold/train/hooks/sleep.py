@@ -1,4 +1,4 @@
-"""Lets a run sleep between two steps: its process stays, and goes on from memory at the same step."""
+"""Let a run sleep between two steps: its process stays alive, and continues from memory at the same step."""
 
 import threading
 import time
@@ -14,24 +14,25 @@ from tenfold.train.state import StepOutput
 
 
 class Sleep(Hook):
-    """`sleep` and `wake_up` are for another thread. Behind `Checkpoints` in the list of hooks; for runs of one process.
+    """Lets another thread put the run to sleep and wake it up. For runs of one process; it must come after `Checkpoints` in the
+    list of hooks.
 
-    A run that sleeps has its checkpoint on disk, holds nothing of a GPU but its context, and does not compute. One that is
-    stopped while it sleeps ends at once.
+    A sleeping run has its checkpoint on disk, uses no GPU memory except the CUDA context, and does not compute. If it is stopped
+    while it sleeps, it ends at once.
     """
 
     def __init__(self) -> None:
         self._wanted, self._asleep, self._woken = threading.Event(), threading.Event(), threading.Event()
 
     def sleep(self) -> None:
-        """Return when the run sleeps; never, if it ends before."""
+        """Put the run to sleep after its current step, and return when it sleeps. Blocks forever if the run ends first."""
         self._asleep.clear()
         self._woken.clear()
         self._wanted.set()
         self._asleep.wait()
 
     def wake_up(self) -> None:
-        """Let the run go on."""
+        """Let the run continue."""
         self._woken.set()
 
     def after_step(self, run: Run, done: StepOutput) -> None:

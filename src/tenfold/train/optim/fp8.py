@@ -1,4 +1,4 @@
-"""Training in 8-bit floating point: linear and expert layers by torchao, where the GPU has the units for it."""
+"""Train linear and expert layers in 8-bit floating point with torchao, where the GPU supports it."""
 
 import logging
 import warnings
@@ -13,12 +13,12 @@ from tenfold.model.llama import Llama
 from tenfold.model.moe import GroupedLinear
 from tenfold.spec.errors import NotInstalled
 
-LEAST_CAPABILITY = (9, 0)  # Hopper: scaled matrix products by rows, grouped ones too
-MULTIPLE = 16  # of which both sides of a matrix must be
+LEAST_CAPABILITY = (9, 0)  # Hopper: matrix products with a scale per row, also grouped ones
+MULTIPLE = 16  # both dimensions of a matrix must be a multiple of it
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str:
-    """Why fp8 would do nothing on this device, as the second half of a sentence; empty where it works."""
+    """Why fp8 would have no effect on this device, as the second half of a sentence; "" where it works."""
     if device.type != "cuda":
         return "this run is not on a GPU"
     if torch.version.hip is not None:
@@ -29,15 +29,15 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def use_fp8(model: Llama, device: torch.device, dtype: torch.dtype) -> str:
-    """Let linear and expert layers of `model` multiply in fp8 where the device can; returns a sentence on what was done.
+    """Make linear and expert layers of `model` compute in fp8 if the device supports it; returns in a sentence what was done.
 
-    Routers, the image encoder, embeddings, the head and multi-token prediction stay in `dtype`: they are small, or lose by
-    it. Where the device cannot, nothing changes and the sentence is a warning, too. Raises TenfoldError where torchao is
-    missing on a GPU that could.
+    Routers, the image encoder, embeddings, the head and multi-token prediction stay in `dtype`, because they are small or lose
+    accuracy; so do layers with adapters. If the device does not support fp8, the model is unchanged and the sentence is also issued
+    as a warning. Raises TenfoldError if the device supports it and torchao is missing. To be called before `parallelize`.
     """
     reason = why_not(device, dtype)
     if reason:
-        said = f"fp8 was asked for and does nothing: {reason}; the run trains in {str(dtype).removeprefix('torch.')}."
+        said = f"fp8 was requested but does nothing: {reason}; the run trains in {str(dtype).removeprefix('torch.')}."
         warnings.warn(said, stacklevel=3)
         return said
     converted, grouped = convert(model, emulate=False)
@@ -45,9 +45,11 @@ def use_fp8(model: Llama, device: torch.device, dtype: torch.dtype) -> str:
 
 
 def convert(model: Llama, *, emulate: bool, recipe: str = "rowwise") -> tuple[int, int]:
-    """Swap the layers; returns how many matrices of each kind. `recipe` is torchao's name for what is scaled together
-    in linear layers. `emulate` computes in float32 what fp8 would, linear layers only: for tests on a machine without
-    the units."""
+    """Convert linear and expert layers to fp8; returns how many matrices of each kind were converted.
+
+    `recipe` is torchao's name for the granularity of scales in linear layers. `emulate` rounds to fp8 but computes in float32, in
+    linear layers only, for tests on machines without fp8.
+    """
     logging.getLogger("torchao").setLevel(logging.ERROR)
     grouped = [] if emulate else [m for m in model.modules() if isinstance(m, GroupedLinear)]
     try:
@@ -63,6 +65,8 @@ def convert(model: Llama, *, emulate: bool, recipe: str = "rowwise") -> tuple[in
 
     def fits(module: nn.Module, name: str) -> bool:
         assert isinstance(module, nn.Linear)
+        if type(module) is not nn.Linear:  # torchao would drop an adapter, or the bits of a quantised matrix
+            return False
         hidden = role(f"{name}.weight") in (Role.MATRIX, Role.RESIDUAL) and not name.startswith("mtp.")
         taken = hidden and not any(size % MULTIPLE for size in module.weight.shape)
         swapped.extend([name] if taken else [])

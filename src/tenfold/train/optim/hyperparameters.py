@@ -1,12 +1,16 @@
-"""One rule that gives every size its batch, learning rates and weight decay, with the reason for each.
+"""Derive batch size, learning rates and weight decay for a run of any size, with the reason for each value.
 
-Widths: maximal-update parametrisation for Adam (Yang et al., arXiv 2203.03466, table 8), without multipliers in the
-model, so that checkpoints stay plain Llama. Depth: the matrices that write to the residual stream learn as 1 / layers
-(CompleteP, arXiv 2505.01618). Horizon: the learning rate falls with the number of tokens (Bjorck et al., arXiv
-2409.19913). Batch: tokens^0.383 (nanochat), learning rate by its square root. Weight decay: a fixed share of every
-run's own time scale (Wang and Aitchison, arXiv 2405.13698), so that batch / (rate * decay * tokens) is constant.
+- Width: maximal-update parametrisation for Adam (Yang et al., arXiv 2203.03466, table 8), without multipliers in the model, so that
+  checkpoints are plain Llama.
+- Depth: the learning rate of matrices that write to the residual stream is proportional to 1 / layers (CompleteP, arXiv
+  2505.01618).
+- Horizon: the learning rate is proportional to tokens^-HORIZON_EXPONENT (Bjorck et al., arXiv 2409.19913, find that it falls with
+  the number of tokens); the exponent is 0, so it does not depend on tokens here.
+- Batch: batch tokens are proportional to tokens^0.383 (nanochat), and the learning rate to the square root of the batch.
+- Weight decay: matrices shrink by 1 / steps per step, so that the time scale of the decay is a fixed share of the run (Wang and
+  Aitchison, arXiv 2405.13698).
 
-The reference point was measured by `bench/train/transfer.py`; what it found is in `bench/results/transfer.json`.
+The values at the base size were measured by `bench/train/transfer.py`; its results are in `bench/results/transfer.json`.
 """
 
 import math
@@ -19,17 +23,22 @@ BASE_WIDTH = 128
 BASE_LAYERS = 3
 BASE_TOKENS = 1e6
 BASE_BATCH_TOKENS = 512.0
-BASE_LEARNING_RATE = 0.0204
+BASE_LEARNING_RATE = 0.0204  # of AdamW
 BASE_MUON_LEARNING_RATE = 0.0109
 BATCH_EXPONENT = 0.383
 HORIZON_EXPONENT = 0.0
-DECAY_TIME_SCALE = 1.0
+DECAY_TIME_SCALE = 1.0  # of weight decay, as a share of the run
 BASE_BETA2 = 0.99
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What a run trains with. `learning_rate` is that of a hidden matrix of the base width; `reasons` says why."""
+    """The hyperparameters of a run.
+
+    `batch_size` is in sequences. `learning_rate` is AdamW's peak for a hidden matrix of width `BASE_WIDTH`, `muon_learning_rate`
+    Muon's peak. `weight_decay` is the share by which matrices shrink per step at the peak. `reasons` has the reason for every
+    value that was derived, by its name.
+    """
 
     batch_size: int
     steps: int
@@ -50,10 +59,7 @@ def derive(
     weight_decay: float | None = None,
     beta2: float | None = None,
 ) -> Hyperparameters:
-    """Hyperparameters for `tokens` of training; what is given is kept.
-
-    `weight_decay` is the share of a matrix that is forgotten per step at peak learning rate (independent of it).
-    """
+    """Hyperparameters for training on `tokens` tokens. Arguments that are given are kept; the others are derived."""
     reasons = {}
     if batch_size is None:
         batch_tokens = BASE_BATCH_TOKENS * (tokens / BASE_TOKENS) ** BATCH_EXPONENT
@@ -76,9 +82,11 @@ def derive(
 
 
 def learning_rate_scale(name: str, shape: tuple[int, ...], spec: ModelSpec) -> float:
-    """A parameter's learning rate beside the base one: 1 for vectors and look-ups, base / fan-in for matrices.
+    """The factor of a parameter's learning rate relative to `Hyperparameters.learning_rate`, for AdamW.
 
-    What writes to the residual stream learns as a matrix whose fan-in is the stream's width would, and so does an adapter.
+    It is 1 for vectors and embeddings, and BASE_WIDTH / fan-in for matrices. For matrices that write to the residual stream, the
+    width of the stream takes the place of the fan-in, and the factor is multiplied by BASE_LAYERS / layers. For adapters, the width
+    takes the place of the fan-in.
     """
     if ".lora_" in name:
         return BASE_WIDTH / spec.dim

@@ -1,7 +1,7 @@
-"""Muon (Keller Jordan), for matrices and for stacks of them, many of one shape in one go.
+"""Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/), for matrices and stacks of matrices, batched by shape.
 
-PyTorch's own takes single matrices alone and one after another, in bfloat16: on a CPU, for small models, that is a
-fifth of a step.
+`torch.optim.Muon` only takes single matrices, and processes them one after another in bfloat16: for small models on a CPU, that
+takes a fifth of a step.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,11 +14,14 @@ from torch.optim import Optimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # those of torch.optim.Muon
 ITERATIONS = 5
-TOGETHER_BYTES = 2**28  # of float32 matrices in one go: what a process holds whole does not grow with the model's depth
+TOGETHER_BYTES = 2**28  # of float32 matrices in a batch, so that the gathered matrices do not grow with the model's depth
 
 
 def orthogonalize(g: Tensor, eps: float = 1e-7) -> Tensor:
-    """Newton-Schulz on each matrix of g [matrices, rows, columns]: singular values near 1. bfloat16 on a GPU."""
+    """Newton-Schulz iterations on each matrix of g [matrices, rows, columns], which bring its singular values close to 1.
+
+    Computed in bfloat16 on a GPU and in float32 on a CPU.
+    """
     a, b, c = COEFFICIENTS
     x = g.bfloat16() if g.is_cuda else g.float()
     tall = x.shape[-2] > x.shape[-1]
@@ -31,11 +34,10 @@ def orthogonalize(g: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 class Muon(Optimizer):
-    """The step of `torch.optim.Muon` (adjust_lr_fn "original") for each matrix of parameters [(groups,) out, in].
+    """The update of `torch.optim.Muon` with adjust_lr_fn "original", for parameters of shape [(groups,) out, in].
 
-    A matrix that several processes share is gathered, and each works out the step of the whole.
-
-    "original" scales each step to the spectral norm that keeps its effect the same at every width.
+    "original" multiplies the learning rate by sqrt(max(1, out / in)), so that an update has the same effect at every width. A
+    matrix that is sharded over several processes is gathered, and every process computes the update of the whole matrix.
     """
 
     def __init__(self, params: Any, lr: float, weight_decay: float = 0.0, momentum: float = 0.95):
@@ -53,7 +55,7 @@ class Muon(Optimizer):
                     self._update(together, group)
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """The step of parameters whose matrices are of one shape."""
+        """Update parameters whose matrices all have the same shape."""
         rows, columns = params[0].shape[-2:]
         step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
         directions = orthogonalize(torch.cat([self._direction(p, group["momentum"]) for p in params]))
@@ -62,7 +64,7 @@ class Muon(Optimizer):
             p.add_(_placed_as(p, direction.view(p.shape).to(p.dtype)), alpha=-step_size)
 
     def _direction(self, p: Tensor, momentum: float) -> Tensor:
-        """Nesterov's momentum of the gradient, as [matrices, rows, columns]."""
+        """The gradient with Nesterov momentum, as [matrices, rows, columns]."""
         assert p.grad is not None
         if "momentum_buffer" not in self.state[p]:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
@@ -73,7 +75,7 @@ class Muon(Optimizer):
 
 
 def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Parameters in their order, as many at a time as `TOGETHER_BYTES` allows, and at least one."""
+    """The parameters in order, in batches of as many as `TOGETHER_BYTES` allows, but at least one."""
     together: list[Tensor] = []
     for p in params:
         if together and 4 * sum(one.numel() for one in (*together, p)) > TOGETHER_BYTES:
@@ -84,7 +86,7 @@ def _portions(params: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _placed_as(p: Tensor, whole: Tensor) -> Tensor:
-    """A whole matrix that all processes hold, placed as p is: each keeps its own part."""
+    """A matrix that every process has completely, distributed like `p`: each process keeps its own part."""
     if not isinstance(p, DTensor):
         return whole
     everywhere = DTensor.from_local(whole, p.device_mesh, [Replicate()] * p.device_mesh.ndim, run_check=False)

@@ -1,4 +1,4 @@
-"""AdamW and Muon, with each parameter's learning rate and decay by the one rule."""
+"""Make the optimizers, AdamW and Muon, with the learning rate and weight decay of each parameter."""
 
 from typing import Any
 
@@ -13,9 +13,11 @@ from tenfold.train.optim.muon import Muon
 
 
 def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind: str) -> list[Optimizer]:
-    """AdamW for all, or Muon for the hidden matrices (experts' too) and AdamW for the rest, routers among them.
+    """AdamW for all trainable parameters ("adamw"), or Muon for the hidden matrices, also those of experts, and AdamW for the rest,
+    among them routers ("muon").
 
-    Every group keeps its peak in `peak_lr`; matrices decay by `weight_decay` per step at the peak.
+    Every parameter group has its peak learning rate in `peak_lr`. At the peak, matrices shrink by the share `h.weight_decay` per
+    step; other parameters have no weight decay.
     """
     adam: dict[tuple[float, bool, Any], list[Tensor]] = {}
     muon: list[Tensor] = []
@@ -27,7 +29,8 @@ def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
         if kind == "muon" and role.is_hidden:
             muon.append(p)
         else:
-            adam.setdefault((scale, role.is_matrix, getattr(p, "device_mesh", None)), []).append(p)  # one kernel takes one mesh
+            # By mesh too: a fused kernel takes tensors of one mesh only.
+            adam.setdefault((scale, role.is_matrix, getattr(p, "device_mesh", None)), []).append(p)
     groups = []
     for (scale, matrix, _), params in adam.items():
         lr = h.learning_rate * scale
@@ -40,7 +43,7 @@ def make_optimizers(model: nn.Module, spec: ModelSpec, h: Hyperparameters, kind:
 
 
 def set_learning_rate(optimizers: list[Optimizer], share: float) -> None:
-    """Set every group to `share` of its peak."""
+    """Set the learning rate of every parameter group to `share` of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the share of the peak at each step, a pure function."""
+"""Learning-rate schedules, as the share of the peak at each step."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Where a process stands among those of a run: which rows, positions and layers are its own."""
+"""The place of a process in the layout of a run: its share of the rows, positions and layers."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,10 +13,12 @@ from tenfold.train.task import Batch, LossSums, Task
 
 @dataclass(frozen=True)
 class ParallelDims:
-    """Which part of the rows and of the positions is this process's own. The default is one process alone.
+    """Which part of the rows and positions this process computes. The default is a single process.
 
-    `data` processes share the rows of a step, `sequence` the positions of each row. `stage_group` are the processes that have
-    the same layers; None is all.
+    The rows of a step are divided over `data` groups of processes, of which this process is in number `data_rank`. The positions of
+    each row are divided over `sequence` processes, of which this one is number `sequence_rank`. `shard_group` shards the
+    parameters; `tensor_group` is that of tensor parallelism, None without it. `stage_group` are the processes with the same layers;
+    None means all.
     """
 
     rank: int = 0
@@ -31,26 +33,27 @@ class ParallelDims:
 
     @property
     def alone(self) -> bool:
+        """Whether the run has a single process."""
         return self.data * self.sequence == 1 and self.pipeline is None
 
     def rows(self, batch_size: int) -> slice:
-        """This process's rows of a step; the shares of processes differ by one row at most."""
+        """This process's rows of a step with `batch_size` rows; the numbers of rows differ by at most one."""
         return slice(*(batch_size * r // self.data for r in (self.data_rank, self.data_rank + 1)))
 
     def most_rows(self, batch_size: int) -> int:
-        """The most rows that any process has."""
+        """The largest number of rows that any process has."""
         return -(-batch_size // self.data)
 
     def positions(self, rows: Tensor) -> Tensor:
-        """The part of rows [B, T, ...] that is this process's own."""
+        """This process's positions of rows [B, T, ...]."""
         return rows.chunk(self.sequence, 1)[self.sequence_rank].contiguous()
 
     def own_positions(self, batch: Batch) -> Batch:
-        """The batch with the targets of this process's positions; every process takes in all tokens."""
+        """The batch with only the targets of this process's positions; it keeps all tokens."""
         return batch if self.sequence == 1 else replace(batch, targets=self.positions(batch.targets))
 
     def loss_of(self, model: Any, task: Task, batch: Batch) -> LossSums:
-        """The task's loss, within what gathers the weights of a model that is sharded."""
+        """The task's loss; for a sharded model, through `apply_loss`, which gathers the weights (see `parallelize`)."""
         return task.loss(model, batch) if self.alone else model.apply_loss(task.loss, batch)
 
     def total(self, *values: float) -> list[float]:
@@ -62,14 +65,14 @@ class ParallelDims:
         return summed.tolist()
 
     def total_of_rows(self, *values: float) -> list[float]:
-        """Each value, a count over this process's rows, summed over all rows: those of several processes count once."""
+        """Each value, a sum over this process's rows, summed over all rows; rows that several processes share count once."""
         if self.alone:
             return list(values)
         copies = dist.get_world_size() // self.data
         return [value / copies for value in self.total(*values)]
 
     def agree(self, *flags: bool) -> list[bool]:
-        """Each flag as all processes then have it: up where it is up in any."""
+        """For each flag, whether it is True on any process; all processes get the same result."""
         return [value > 0 for value in self.total(*map(float, flags))]
 
 

@@ -1,9 +1,10 @@
-"""Expert parallel: the experts of a layer lie on several processes, and tokens travel to theirs and back.
+"""Expert parallelism: the experts of a layer are divided over several processes, and tokens are sent to their experts and back.
 
-    rows sorted by expert -> all-to-all -> own experts -> all-to-all -> rows where they were
+    rows sorted by expert -> all-to-all -> own experts -> all-to-all -> rows in their original order
 
-Every process counts its rows for every expert first, so that what is exchanged is as uneven as the load and no token is dropped
-(the exchange of GShard, arXiv 2006.16668, section 3.2, without its capacity). In backward the same rows travel the other way.
+The processes first exchange how many rows they have for each expert. The exchange of rows is then as uneven as the load, and no
+token is dropped (as in GShard, arXiv 2006.16668, section 3.2, but without a capacity limit). The backward pass sends the gradients
+the opposite way.
 """
 
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from tenfold.model.moe import Experts
 
 
 def divide_experts(experts: Experts, mesh: DeviceMesh) -> None:
-    """Leave to each process of the one-dimensional `mesh` an equal part of the experts, and exchange their rows."""
+    """Divide the experts evenly over the one-dimensional `mesh`, in place, and make their forward pass exchange rows."""
     for grouped in matrices(experts):
-        # Every process has drawn the same weights: each keeps its own part of them.
+        # Every process has the same weights and keeps its own part of them.
         part = distribute_tensor(grouped.weight.detach(), mesh, [Shard(0)], src_data_rank=None)
         grouped.weight = nn.Parameter(part)
         grouped.product = _local_product(grouped.product)
@@ -32,7 +33,7 @@ def divide_experts(experts: Experts, mesh: DeviceMesh) -> None:
     def exchanged(routed: Tensor, load: Tensor) -> Tensor:
         theirs = torch.empty_like(load)
         dist.all_to_all_single(theirs, load, group=group)
-        counts = theirs.view(processes, -1)  # rows that each process has for each expert here
+        counts = theirs.view(processes, -1)  # the rows that each process has for each of this process's experts
         send, receive = _splits(load.view(processes, -1), counts, len(routed))
         arrived = _Exchange.apply(routed, send, receive, group)
         label = torch.arange(counts.numel(), device=load.device).remainder(counts.shape[1])
@@ -45,12 +46,12 @@ def divide_experts(experts: Experts, mesh: DeviceMesh) -> None:
 
 
 def matrices(experts: Experts) -> list[Any]:
-    """The stacks of matrices of a layer's routed experts."""
+    """The `GroupedLinear` modules of a layer's routed experts."""
     return [experts.w1, experts.w2, experts.w3]
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows [N, dim], cut into `send` rows for each process, for the `receive` rows from each."""
+    """All-to-all of rows [N, dim]: sends `send[i]` rows to process i, in order, and receives `receive[i]` rows from it."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], group: Any) -> Tensor:
@@ -69,8 +70,9 @@ def _exchange(rows: Tensor, send: list[int], receive: list[int], group: Any) -> 
 
 
 def _splits(own: Tensor, theirs: Tensor, rows: int) -> tuple[list[int], list[int]]:
-    """How many of `rows` go to, and how many come from, each process, by their numbers for each expert [processes, experts]."""
-    if isinstance(own, FakeTensor):  # a dry run knows no loads: it takes even ones
+    """How many rows go to, and how many come from, each process. `own` and `theirs` [processes, experts] are the numbers of rows
+    that this process has for each expert of the others, and they for its own; `rows` is how many this process has in all."""
+    if isinstance(own, FakeTensor):  # a dry run has no loads, and assumes even ones
         even = [rows // len(own) + (i < rows % len(own)) for i in range(len(own))]
         return even, even
     send, receive = torch.stack((own.sum(1), theirs.sum(1))).tolist()

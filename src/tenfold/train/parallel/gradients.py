@@ -1,4 +1,4 @@
-"""Gradients of a model that lies on several processes: summed where they are parts, and clipped as if they lay on one."""
+"""The gradients of a distributed model: sum the ones that are partial, and clip by the norm of the whole gradient."""
 
 import torch
 import torch.distributed as dist
@@ -15,16 +15,18 @@ def local(t: Tensor) -> Tensor:
 
 
 def add_across_copies(model: nn.Module, now: bool) -> None:
-    """Whether the next backward pass also sums gradients over `dp_replicate`: once a step is enough, after its last part."""
+    """Set whether the next backward pass sums gradients over `dp_replicate`; only that of a step's last micro-batch has to."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_requires_all_reduce(now, recurse=False)
 
 
 def gradients(model: nn.Module, dims: ParallelDims) -> list[tuple[Tensor, bool, bool]]:
-    """What this process holds of every gradient; whether a tensor group divides it; whether another has the same, and counts it.
+    """For every parameter with a gradient: this process's part of the gradient, whether tensor or expert parallelism divides it,
+    and whether it is a copy that another process also has.
 
-    Sums what tensor parallel left to sum, and the two gradients of an embedding and a head that are tied but lie apart.
+    First sums the gradients that are partial over the tensor-parallel group, and the two gradients of an embedding and a tied head
+    that are on different pipeline stages.
     """
     found = []
     for name, p in model.named_parameters():
@@ -41,7 +43,10 @@ def gradients(model: nn.Module, dims: ParallelDims) -> list[tuple[Tensor, bool, 
 
 
 def clip_gradient(model: nn.Module, limit: float, dims: ParallelDims) -> float:
-    """Sum what tensor parallel left to sum, scale all gradients to a norm of at most `limit`; returns the norm before."""
+    """Complete partial gradients, as `gradients` does, and scale all gradients to a norm of at most `limit`.
+
+    Returns the norm before scaling.
+    """
     if dims.alone:
         return float(nn.utils.clip_grad_norm_(model.parameters(), limit))
     squares = torch.zeros(2, dtype=torch.float64)

@@ -1,11 +1,11 @@
-"""How a run lies on several processes: the recipe that is applied to a model from outside, top to bottom.
+"""Parallelize a model: distribute it over processes by a layout, without changes to the model's own code.
 
-    world = pp x dp_replicate x dp_shard x cp x tp      (neighbouring ranks share a tensor parallel group)
-    dp_shard x cp x tp = rest x ep                      (of neighbours that share the experts)
+    world = pp x dp_replicate x dp_shard x cp x tp      (adjacent ranks form a tensor-parallel group)
+    dp_shard x cp x tp = rest x ep                      (adjacent ranks form an expert-parallel group)
 
-Layers are divided over `pp`, rows of the batch over `dp_replicate` and `dp_shard`, positions of a row over `cp` and `tp`. So
-each process holds the loss of its own rows and positions, and gradients are sums over all of them: never a mean that depends
-on the layout.
+Layers are divided over `pp`, the rows of a batch over `dp_replicate` and `dp_shard`, the positions of a row over `cp` and `tp`.
+Each process computes the loss of its own rows and positions. Gradients are sums over all processes, never means, so they do not
+depend on the layout.
 """
 
 from collections.abc import Callable
@@ -32,9 +32,11 @@ from tenfold.train.task import Task
 
 
 def parallelize(model: Llama, task: Task, layout: Layout, device: torch.device, dtype: torch.dtype = torch.float32) -> ParallelDims:
-    """Lay `model` over all processes, in place, and say where this one stands. Raises TenfoldError for what cannot be laid out.
+    """Distribute `model` over all processes, in place; returns this process's place. Raises TenfoldError for a layout that does not
+    fit the model or the trainer.
 
-    Weights are gathered in `dtype`, that of the products; every process keeps its share, and sums gradients, in float32.
+    Weights are gathered in `dtype`, the format of matrix products. Each process keeps its share of them in float32, and gradients
+    are summed in float32.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     layout = for_world(layout, world)
@@ -64,13 +66,16 @@ def parallelize(model: Llama, task: Task, layout: Layout, device: torch.device, 
 
 
 def _check(model: Llama, layout: Layout) -> None:
-    """Raises TenfoldError for a layout that the trainer or this model does not know."""
+    """Raises TenfoldError for a layout that the trainer or this model does not support."""
     cut_rows, mtp = layout.cp * layout.tp > 1, model.mtp is not None
     faults = {
         check_trainer(layout, model.spec): True,
-        "Tokens ahead are trained on whole rows: set mtp = 0 in [task], or cp and tp to 1.": mtp and cut_rows,
-        "Tokens ahead are not trained in a pipeline: set mtp = 0 in [task], or pp = 1 in [parallel].": mtp and layout.pp > 1,
-        'A balance loss depends on what one process sees: say load_balancing = "aux_loss_free" on several processes.': any(
+        "Multi-token prediction needs whole rows: set mtp = 0 in [task], or cp = 1 and tp = 1 in [parallel].": mtp and cut_rows,
+        "Multi-token prediction does not work in a pipeline: set mtp = 0 in [task], or pp = 1 in [parallel].": (
+            mtp and layout.pp > 1
+        ),
+        "A balance loss would depend on the layout, because it is computed from the tokens of one process: set "
+        'load_balancing = "aux_loss_free" in [task] for several processes.': any(
             layer.aux_loss_weight for layer in expert_layers(model)
         ),
     }
@@ -98,7 +103,7 @@ def _dims(mesh: DeviceMesh, fine: DeviceMesh) -> ParallelDims:
 
 
 def _divide_positions(model: Llama, dims: ParallelDims, mesh: DeviceMesh, fine: DeviceMesh) -> None:
-    """Leave to each process its positions of a row, from before the first layer on."""
+    """Make each process compute only its own positions of a row, from the first layer on."""
     first = dims.pipeline is None or dims.pipeline.holds_first
     if dims.sequence > 1 and first:
         model.layers[0].register_forward_pre_hook(lambda block, args: (dims.positions(args[0]), *args[1:]))
@@ -110,7 +115,7 @@ def _divide_positions(model: Llama, dims: ParallelDims, mesh: DeviceMesh, fine: 
 
 
 def _divide_experts(model: Llama, wide: DeviceMesh) -> list[tuple[nn.Module, DeviceMesh]]:
-    """Divide the experts over `ep`; returns their matrices, and what each is sharded over."""
+    """Divide the experts over `ep`; returns their modules, each with the mesh that it is sharded over."""
     rest = wide["dp_replicate", "rest"] if wide["dp_replicate"].size() > 1 else wide["rest"]
     for experts in expert_layers(model):
         divide_experts(experts, wide["ep"])
@@ -118,8 +123,11 @@ def _divide_experts(model: Llama, wide: DeviceMesh) -> list[tuple[nn.Module, Dev
 
 
 def _shard(parts: list[tuple[nn.Module, DeviceMesh]], dtype: torch.dtype, keep_gathered: bool) -> None:
-    """FSDP for each part. In a pipeline weights are gathered once a step, not for each of its parts: zero bubbles work on what
-    was gathered."""
+    """Apply FSDP (`fully_shard`) to each part.
+
+    `keep_gathered`, for pipelines: weights are gathered once per step instead of once per micro-batch, because the deferred passes
+    of the zero-bubble schedule need them gathered.
+    """
     half = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = MixedPrecisionPolicy() if dtype == torch.float32 else half
     for part, over in parts:
@@ -131,27 +139,28 @@ def _shard(parts: list[tuple[nn.Module, DeviceMesh]], dtype: torch.dtype, keep_g
 
 
 def _gather_around_the_loss(model: Any) -> None:
-    """Let `model.apply_loss(loss, batch)` be `loss(model, batch)` with the weights that FSDP gathers for a forward pass."""
+    """Add `model.apply_loss(loss, batch)`, which is `loss(model, batch)` with FSDP's gathering of weights around it."""
     model.apply_loss = lambda loss, batch: loss(model, batch)
     register_fsdp_forward_method(model, "apply_loss")
 
 
 def _divide_matrices(block: nn.Module, mesh: DeviceMesh) -> None:
-    """Tensor and sequence parallel: between the matrices of a layer every process holds its part of the positions."""
+    """Tensor and sequence parallelism: outside of the divided matrices, every process holds its part of the positions."""
     gather = PrepareModuleInput(input_layouts=(Shard(1), None, None, None), desired_input_layouts=(Replicate(), None, None, None))
     plan: dict[str, Any] = {
         "attention": gather,
         "attention.wqkv": ColwiseParallel(),
         "attention.wo": RowwiseParallel(output_layouts=Shard(1)),
     }
-    if isinstance(block.ffn, FeedForward):  # experts see their tokens where these are
+    if isinstance(block.ffn, FeedForward):  # experts are not divided by tensor parallelism: they take each process's own positions
         plan["ffn"] = PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
         plan |= {"ffn.w1": ColwiseParallel(), "ffn.w3": ColwiseParallel(), "ffn.w2": RowwiseParallel(output_layouts=Shard(1))}
     parallelize_module(block, mesh, plan)
 
 
 def _divide_context(attention: Any, mesh: DeviceMesh) -> None:
-    """Context parallel as in Llama 3 (arXiv 2407.21783, section 3.3.2): own queries, everyone's keys and values."""
+    """Context parallelism as in Llama 3 (arXiv 2407.21783, section 3.3.2): each process has its own queries, and gathers all keys
+    and values."""
     ranks, rank = mesh.size(), mesh.get_local_rank()
 
     def own(module: nn.Module, args: tuple) -> tuple:
@@ -163,7 +172,7 @@ def _divide_context(attention: Any, mesh: DeviceMesh) -> None:
 
     def everyones(part: Tensor) -> Tensor:
         gathered = DTensor.from_local(part, mesh, [Shard(2)], run_check=False).redistribute(placements=[Replicate()])
-        return gathered.to_local(grad_placements=[Partial()])  # each process has the gradient of its own queries
+        return gathered.to_local(grad_placements=[Partial()])  # gradients are summed: each process has those of its own queries
 
     mix: Callable[..., Tensor] = attention.mix
 
@@ -175,9 +184,10 @@ def _divide_context(attention: Any, mesh: DeviceMesh) -> None:
 
 
 def _across(ranks: int, p: nn.Parameter) -> Shard:
-    """The dimension by which FSDP shards a weight: the first, where it is not cut already by tensor or expert parallel.
+    """The dimension that FSDP shards a weight by: the first, or the second if tensor or expert parallelism divides the first.
 
-    A stack of fewer matrices than `ranks` is sharded by the matrices' rows or columns, for it would be filled up to `ranks`.
+    A stack of matrices whose number is not a multiple of `ranks` is sharded by the rows or columns of the matrices, because FSDP
+    would pad it to a multiple.
     """
     if isinstance(p, DTensor) and p.placements[-1] == Shard(0):
         return Shard(1)

@@ -1,10 +1,10 @@
-"""Pipeline parallel: neighbouring layers form a stage, stages lie on different processes, and parts of the batch go through them.
+"""Pipeline parallelism: adjacent layers form a stage, stages are on different processes, and micro-batches pass through them.
 
     stage 0: embedding, first layers  ->  stage 1: more layers  ->  ...  ->  last stage: last layers, norm, head, loss
 
-`torch.distributed.pipelining` orders the passes: one forward, one backward (1F1B, arXiv 2104.04473); the same with two stages on
-each process, interleaved (section 2.2 there); or those with the gradients of weights put off to where a process would wait
-(zero bubble, arXiv 2401.10241).
+`torch.distributed.pipelining` schedules the passes: one forward, one backward (1F1B, arXiv 2104.04473); the same with several
+stages per process (interleaved, section 2.2 there); or the latter with the gradients of weights deferred to where a process would
+wait otherwise (zero bubble, arXiv 2401.10241).
 """
 
 from typing import Any, NamedTuple
@@ -25,9 +25,9 @@ SCHEDULES: dict[str, Any] = {
 
 
 class Stage(nn.Module):
-    """Layers `numbers` of a model, its embedding before the first of all, its norm, head and loss behind the last.
+    """The layers `numbers` of a model; the first stage also has the embedding, the last one the norm, the head and the loss.
 
-    A head that is tied to the embedding is a second copy of it, which `Pipeline.add_tied` keeps the same.
+    A head that is tied to the embedding is a second copy of it; `Pipeline.add_tied` sums the gradients of both, so they stay equal.
     """
 
     def __init__(self, model: Llama, numbers: range):
@@ -39,13 +39,13 @@ class Stage(nn.Module):
         if self.is_last:
             self.norm, self.head = model.norm, model.head
         self.spec = model.spec
-        self._model = [model]  # in a list, so that it is no part of this module
+        self._model = [model]  # in a list, so that it is not registered as a submodule
 
     def forward(
         self, x: Tensor, length: int, targets: Tensor, document: Tensor | None = None, task: Task | None = None, **inputs: Tensor
     ) -> Tensor:
-        """Tokens [B, T] or hidden states [B, T, dim] to hidden states, or to the sums [1, 2] of the task's loss; T may be a part
-        of the row's `length`."""
+        """From tokens [B, T] (first stage) or hidden states [B, T, dim] to hidden states, or on the last stage to the task's
+        `LossSums` as a tensor [1, 2]. Rows have `length` tokens, of which a process may hold a part, T."""
         model = self._model[0]
         blocks: list[tuple[int, Block]] = [(int(i), block) for i, block in self.blocks.items()]  # type: ignore[misc]
         x = model.through(model.embed(x) if self.is_first else x, document, blocks, length)
@@ -57,20 +57,20 @@ class Stage(nn.Module):
         return torch.stack((sums.loss[None], sums.extra[None]), 1)
 
     def hidden(self, *_: Any, **__: Any) -> Tensor:
-        """What a model's `hidden` gives for the tokens that went through all stages."""
+        """Takes the place of `Llama.hidden` in a task's loss: the last hidden state of the batch that passed through all stages."""
         return self._last_hidden
 
     def extra_loss(self, hidden: Tensor, *_: Any) -> Tensor:
-        """Nothing: what a model trains on beside its task is refused in a pipeline."""
+        """Zero: `parallelize` refuses models with additional losses in a pipeline."""
         return torch.zeros((), device=hidden.device)
 
     loss = Llama.loss
 
 
 def cut(model: Llama, layout: Layout, rank: int) -> dict[int, Stage]:
-    """Leave to process `rank` of a pipeline its stages of `model`, in place; returns them by their places in the pipeline.
+    """Reduce `model` to the stages of process `rank` of a pipeline, in place; returns the stages by their numbers.
 
-    Weights keep their names.
+    The remaining weights keep their names.
     """
     count = layout.pp * layout.stages_per_rank
     numbers = stage_layers(model.spec.n_layers, count)
@@ -84,7 +84,7 @@ def cut(model: Llama, layout: Layout, rank: int) -> dict[int, Stage]:
 
 
 class _PipelineStage(PipelineStage):
-    """PyTorch's, with room for what is received while it is on its way and in use, not for all parts of a batch at once."""
+    """PyTorch's stage, but with receive buffers only while they are in use, instead of for all micro-batches at once."""
 
     def _prepare_forward_infra(self, *args: Any, **kwargs: Any) -> Any:
         return self._without_room(super()._prepare_forward_infra, *args, **kwargs)
@@ -93,7 +93,7 @@ class _PipelineStage(PipelineStage):
         return self._without_room(super()._prepare_backward_infra, *args, **kwargs)
 
     def _without_room(self, prepare: Any, *args: Any, **kwargs: Any) -> Any:
-        """Let `prepare` make its buffers, one for each part of a batch, on the meta device; shapes are known before it."""
+        """Make `prepare` allocate its buffers, one per micro-batch, on the meta device; their shapes are already known."""
         device, self.device = self.device, torch.device("meta")
         try:
             return prepare(*args, **kwargs)
@@ -116,21 +116,21 @@ class _PipelineStage(PipelineStage):
 
 
 def _renew_buffers(recv_infos: Any, device: torch.device) -> None:
-    """Empty buffers on `device` in the place of those that the infos hold."""
+    """Replace the buffers in `recv_infos` by empty ones on `device`."""
     for info in recv_infos:
         if getattr(info, "buffer", None) is not None:
             info.buffer = torch.empty_like(info.buffer, device=device, requires_grad=False)
 
 
 class HiddenStates(NamedTuple):
-    """What goes from stage to stage: its format, that in which weights are gathered, and the device."""
+    """The dtype and device of the hidden states that stages exchange; the dtype is the one that weights are gathered in."""
 
     dtype: torch.dtype
     device: torch.device
 
 
 class Pipeline:
-    """What the processes that share a batch do with it together; each calls the same methods with the same rows."""
+    """The forward and backward passes of the processes in a pipeline. All of them call the same methods with the same rows."""
 
     def __init__(self, task: Task, stages: dict[int, Stage], layout: Layout, group: Any, hidden: HiddenStates):
         spec = next(iter(stages.values())).spec
@@ -138,7 +138,7 @@ class Pipeline:
         self._task, self._stages, self._schedule, self.group = task, stages, layout.schedule, group
         self.processes: int = group.size()
         self._dtype, self._device = hidden
-        self._parts = layout.cp * layout.tp  # of each row's positions, of which a process holds one
+        self._parts = layout.cp * layout.tp  # how many processes the positions of a row are divided over
         self._count = self.processes * len(stages)
         self._made: dict[tuple[int, int, int], Any] = {}
         self._weight = 1.0
@@ -150,18 +150,19 @@ class Pipeline:
 
     @property
     def holds_first(self) -> bool:
-        """Whether this process has the first stage, and so the embedding."""
+        """Whether this process has the first stage, with the embedding."""
         return 0 in self._stages
 
     @property
     def holds_last(self) -> bool:
-        """Whether this process has the last stage, and so the loss."""
+        """Whether this process has the last stage, with the loss."""
         return self._count - 1 in self._stages
 
     def step(self, batch: Batch, micro: int, weight: float) -> Tensor | float:
-        """The passes of a batch, of which every `micro` rows go together; its rows are a multiple of `micro` times the processes.
+        """The forward and backward passes of a batch, in micro-batches of `micro` rows; the number of rows must be a multiple of
+        `micro` times the number of processes.
 
-        Leaves gradients of the loss divided by `weight`; returns the sum of the loss on the last stage, elsewhere 0.
+        Adds the gradients of the loss divided by `weight` to the parameters. Returns the summed loss on the last stage, else 0.
         """
         tokens = batch.tokens
         key = micro, len(tokens) // micro, tokens.shape[1]
@@ -174,7 +175,7 @@ class Pipeline:
 
     @torch.no_grad()
     def loss(self, batch: Batch) -> float:
-        """The sum of the loss over a batch on the last stage, else 0."""
+        """The summed loss of a batch, without gradients, on the last stage; elsewhere 0."""
         x = tokens = batch.tokens
         for index, stage in sorted(self._stages.items()):
             if index:
@@ -186,7 +187,10 @@ class Pipeline:
         return float(x[0, 0]) if self.holds_last else 0.0
 
     def add_tied(self, gradient: Tensor) -> bool:
-        """Add to the gradient of a tied embedding that of its copy at the other end; says whether this one is the copy."""
+        """Add to the gradient of a tied embedding the gradient of its copy on the other stage.
+
+        Returns whether this gradient is that of the copy, on the last stage.
+        """
         other = torch.empty_like(gradient)
         peer = 0 if self.holds_last else self.processes - 1
         ways = ((dist.isend, gradient.contiguous()), (dist.irecv, other))
@@ -196,7 +200,7 @@ class Pipeline:
         return self.holds_last
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        """What every stage is given beside tokens or hidden states."""
+        """The inputs of every stage besides tokens or hidden states."""
         document = {} if batch.document is None else {"document": batch.document}
         return {"length": batch.tokens.shape[1], "targets": batch.targets, "task": self._task, **document, **batch.inputs}
 

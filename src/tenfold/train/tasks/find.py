@@ -1,4 +1,4 @@
-"""The task that a run file names, among the entry points of `tenfold.tasks`."""
+"""Find the task that a run file names, among the entry points `tenfold.tasks`."""
 
 from pathlib import Path
 
@@ -9,6 +9,6 @@ from tenfold.train.task import Task
 
 
 def open_task(config: RunConfig, home: Path, *, quiet: bool = False) -> Task:
-    """The task of `[task]`, with its data in `home`. Raises TenfoldError for a task or data that is not there."""
+    """The task of the table `[task]`, with its data in `home`. Raises TenfoldError for an unknown task or missing data."""
     check_settings(config)
     return load("tasks", config.task.get("name", "pretrain")).open(config, home, quiet=quiet)

@@ -1,4 +1,4 @@
-"""Pretraining: the next token of text, of one corpus, a mixture, or text with images among it."""
+"""Pretraining: next-token prediction on one corpus, a mixture of corpora, or a corpus with images."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ from tenfold.train.trainer import fit, standard_hooks
 
 @dataclass(frozen=True)
 class HostRows:
-    """Rows of tokens in host memory, as `train.task.Rows`."""
+    """Rows of tokens in host memory; implements `train.task.Rows`."""
 
     batch: TokenRows
 
@@ -49,8 +49,8 @@ class HostRows:
         return float(self.batch.target_count)
 
     def on(self, device: torch.device, rows: slice) -> Batch:
-        """Some of the rows. Where the batch has images but these rows have none, there are pixels of no tile: an encoder that
-        lies on several processes has to run on each."""
+        """Some of the rows, on the device. If the batch has images but these rows have none, `pixels` has zero tiles: an image
+        encoder that is distributed over several processes must run on each of them."""
         part = self.batch[rows]
         several = bool((part.document != part.document[:, :1]).any())
         inputs = {} if part.tiles is None else {"pixels": to_device(normalised(part.tiles), device)}
@@ -59,19 +59,19 @@ class HostRows:
 
 
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """An array as a tensor there; to a GPU from pinned memory, behind what it has still to do, without waiting."""
+    """An array as a tensor on `device`; it is copied to a GPU from pinned memory, asynchronously."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class Pretraining(TaskBase):
-    """The task. `corpus` is a corpus or a mixture; `images` those that a share of the rows shows."""
+    """The pretraining task. `corpus` is a corpus or a mixture; `images`, if any, appear in a share of the rows."""
 
     settings_type: type[PretrainingConfig] = PretrainingConfig
     settings: PretrainingConfig
 
     def __init__(self, config: RunConfig, corpus: Corpus | Mixture, home: Path):
-        """Raises TenfoldError where the corpus is too small, or a setting of `[task]` is none. Images are prepared in `home`."""
+        """Prepares images in `home`. Raises TenfoldError if the corpus is too small, or `[task]` has an unknown setting."""
         self.settings = task_settings(config, self.settings_type)
         self.config, self.corpus = config, corpus
         self.vocab_size = corpus.vocab_size
@@ -94,12 +94,12 @@ class Pretraining(TaskBase):
 
     @classmethod
     def open(cls, config: RunConfig, home: Path, *, quiet: bool = False) -> "Pretraining":
-        """The task of a run file: its text is built in `home`, by one process, where it is not there yet."""
+        """The task of a run file. Its text is built in `home` by one process if it is not there yet."""
         task_settings(config, cls.settings_type)
         return cls(config, on_first_process_then_all(lambda: open_text(config, home, quiet=quiet)), home)
 
     def _require(self, steps: int) -> None:
-        """Raises TenfoldError where the text would be read more often than `max_epochs`, or is too short for a row."""
+        """Raises TenfoldError if the text would be read more often than `max_epochs`, or is shorter than a row."""
         data = self.config.data
         for _, corpus, _ in parts(self.corpus):
             row_count(corpus, "validation", data.seq_len)
@@ -112,7 +112,7 @@ class Pretraining(TaskBase):
             require_tokens(self.corpus, text_share * steps * self.draw["batch_size"] * data.seq_len, data.max_epochs)
 
     def prepare(self, model: nn.Module) -> None:
-        """Give a model what this task trains beside it: further heads, a loss that balances experts."""
+        """Add to a model what this task trains with it: multi-token prediction, and a balance loss for experts."""
         if self.settings.load_balancing == "aux_loss":
             use_aux_loss(model, self.settings.load_balancing_rate)
         if self.settings.mtp:
@@ -140,16 +140,19 @@ class Pretraining(TaskBase):
         return flops
 
     def progress(self, step: int) -> dict[str, Any]:
-        """Tokens that each source of a mixture has given before `step`."""
+        """The number of tokens that each source of a mixture has provided before `step`; nothing for a single corpus."""
         if isinstance(self.corpus, Corpus):
             return {}
         drawn = self.corpus.drawn(step, self.draw["batch_size"], self.config.seed)
         return {"sources": {name: count * self.config.data.seq_len for name, count in drawn.items()}}
 
     def evaluate(self, run: Run) -> dict[str, float]:
-        """`loss` in nats per validation token and `bits_per_byte` of the same text; of a mixture the mean over its corpora by
-        their shares at the end of the run. With images also bits per byte of their words, beside their own images and beside
-        one another's."""
+        """`loss` in nats per validation token, and `bits_per_byte` of the same text.
+
+        For a mixture, these are means over its corpora, weighted by their shares at the end of the run. With images, there are also
+        the bits per byte of the images' texts, with their own images (`image_bits_per_byte`) and with those of others
+        (`image_bits_per_byte_shuffled`).
+        """
         results = [(share, self._validate(run, corpus)) for _, corpus, share in parts(self.corpus)]
         total = sum(share for share, _ in results)
         nats, bits = (sum(share * result[i] for share, result in results) / total for i in (0, 1))
@@ -177,8 +180,10 @@ class Pretraining(TaskBase):
         }  # fmt: skip
         bits_per_byte = {}
         for name, shuffled in (("image_bits_per_byte", False), ("image_bits_per_byte_shuffled", True)):
-            batches = image_batches(images, shuffled=shuffled, **options)
-            nats = sum(run.loss_of(HostRows(rows).on(run.device, slice(None))) for rows in batches)
+            nats = 0.0
+            for batch in image_batches(images, shuffled=shuffled, **options):
+                nats += run.loss_of(HostRows(batch).on(run.device, slice(None)))
+                run.watchdog.beat()
             bits_per_byte[name] = run.dims.total(nats)[0] / math.log(2) / size
         return bits_per_byte
 
@@ -207,7 +212,7 @@ def pretrain(
     config: RunConfig, corpus: Corpus | Mixture, directory: Path, *, quiet: bool = False, keep_model: bool = True,
     notes: dict[str, Any] | None = None,
 ) -> RunResult:  # fmt: skip
-    """Pretrain in `directory` on a corpus that is at hand; the rest is as in `fit` and `standard_hooks`."""
+    """Pretrain in `directory` on a corpus that is already open; the other arguments are those of `fit` and `standard_hooks`."""
     start_processes(config.health.hang_after_s)
     config = as_begun(config, directory)
     hooks = standard_hooks(config, quiet=quiet, keep_model=keep_model, notes=notes)
