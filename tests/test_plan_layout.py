@@ -212,8 +212,8 @@ def test_a_number_that_is_advised_is_accepted():
     assert solve(Request(after="llama-3.1-70b", times=1.0), GpuRequest(gpus=enough), machine("h100")).workload.memory.fits
     asked = Request(after="llama-3.2-1b", times=1.0)
     plan = solve(asked, GpuRequest(gpus=64, days=30), machine("h100"))
-    words = next(note for note in plan.notes if note.startswith("Days: 30 hold"))
-    more = int(re.findall(r"; ([0-9,]+) GPUs hold", words)[0].replace(",", ""))
+    words = next(note for note in plan.notes if note.startswith("Days: the run ends within 30 days"))
+    more = int(re.findall(r"; with ([0-9,]+) GPUs", words)[0].replace(",", ""))
     assert consequences(solve(asked, GpuRequest(gpus=more), machine("h100")).workload).wall_days.chance_within(30) >= 0.8
 
 
