@@ -172,6 +172,7 @@ def test_numbers_of_gpus_that_are_tried_leave_few_to_stand_by():
         (Request(), GpuRequest(gpus=8), "how large"),
         (Request(after="llama-3.1-405b"), GpuRequest(gpus=64), "GiB"),
         (Request(flops=1e24), GpuRequest(budget_usd=1e6), "say --gpus or --days too"),
+        (Request(), GpuRequest(budget_usd=-1.0), "--budget-usd"),
         (Request(flops=1e24), GpuRequest(days=-1), "--days"),
         (Request(flops=1e24, times=5), GpuRequest(gpus=64), "--after"),
         (Request(flops=1e24, experts_per_token=2), GpuRequest(gpus=64), "--experts"),
@@ -202,6 +203,16 @@ def test_a_repeated_corpus_is_said():
 def test_a_budget_is_kept_with_the_probability_asked_for():
     plan = solve(Request(), GpuRequest(budget_usd=1e5), machine("h100"))
     assert consequences(plan.workload).cost.rent_usd.chance_within(1e5) == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_budget_at_no_rent_is_refused():
+    with pytest.raises(TenfoldError, match="--rent-usd-per-h"):
+        solve(Request(), GpuRequest(budget_usd=1e5), machine("h100"), around=Surroundings(rent_usd_per_h=0.0))
+
+
+def test_the_shape_is_explained_by_its_reasons_alone():
+    plan = make_plan(resolve(Request(flops=1e24)), 1001, machine("h100"))
+    assert plan.notes[0].startswith("GPUs:") and explain(plan, "shape")[0] == plan.notes[1]
 
 
 def test_a_number_that_is_advised_is_accepted():

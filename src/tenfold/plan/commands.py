@@ -32,7 +32,9 @@ class HardwareOptions(Struct, frozen=True):
     domain_gpus: Annotated[
         AtLeastOne | None, Meta(description="GPUs joined by the scale-up network (NVLink, ICI); 8 in a DGX H100.")
     ] = None
-    board_w: Annotated[Rate | None, Meta(description="Power limit of an accelerator in W, in place of the data sheet's.")] = None
+    board_w: Annotated[
+        Rate | None, Meta(description="Peak power of an accelerator in W, in place of the data sheet's; its speed stays the same.")
+    ] = None
     buildings: Annotated[AtLeastOne, Meta(description="Number of buildings over which the GPUs are spread evenly.")] = 1
     between_gb_per_s: Annotated[RateOrNone, Meta(description="Bandwidth between buildings, in GB/s per GPU and direction.")] = 0.0
 

@@ -13,7 +13,6 @@ from tenfold.plan.workload.workload import GIB
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.units import duration, si
 
-
 NOT_OF_SHAPE = ("Budget:", "Days:", "GPUs:")  # beginnings of the notes that stand before the reasons of the shape
 
 
