@@ -268,7 +268,7 @@ def test_calibration_finds_the_machine_again(tmp_path):
     write(second, tmp_path / "home")
     write(second, tmp_path / "home")  # the same run counts once
     pooled, said = calibrated(part, "h100", tmp_path / "home")
-    assert pooled is not None and f"rates x {found.factor * 1.1:.3g}" in said and "spread" in said
+    assert pooled is not None and f"rates x {found.factor * 1.1:.3g}" in said and "standard deviation" in said
     assert step_time(spec, layout, again).total_s == pytest.approx(slow, rel=0.01)
     assert math.isclose(found.measured_step_s, slow, rel_tol=1e-6)
     assert found.calibrated_step_s == pytest.approx(slow, rel=0.01)
@@ -276,6 +276,9 @@ def test_calibration_finds_the_machine_again(tmp_path):
     unfinished.mkdir()
     (unfinished / "run.jsonl").write_text(json.dumps(start) + '\n{"event": "st')
     with pytest.raises(TenfoldError, match="not finished"):
+        calibrate(unfinished)
+    (unfinished / "run.jsonl").write_text(json.dumps({**start, "model": {"items": 9}}) + "\n" + json.dumps(end) + "\n")
+    with pytest.raises(TenfoldError, match="no Llama-shaped model"):
         calibrate(unfinished)
 
 
