@@ -159,6 +159,9 @@ def test_changes_name_what_there_is(question):
         ("grid.TXX x2", "TX"),
         ("grids.TX x2", "grid"),
         ("grid.TX soon", "not understood"),
+        ("grid.TX x1.2.3", "not understood"),
+        ("grid x2", "does not say of what"),
+        ("grid delayed 4 quarters", "does not say of what"),
         ("money x2", "no limit"),
     ):
         with pytest.raises(TenfoldError, match=words):
