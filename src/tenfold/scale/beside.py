@@ -68,7 +68,7 @@ def _sparsity(dense: Path, experts: Path) -> dict[str, Any] | None:
     if not all(ladders):
         return None
     points, totals = [], []
-    for run in (*ladders[0], *ladders[1]):
+    for run in sorted(run for ladder in ladders for run in ladder):
         events = read_metrics(run)
         start, end = events[0], events[-1]
         counts = start["parameters"]

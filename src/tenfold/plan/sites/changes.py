@@ -103,8 +103,8 @@ def _demand(demand: DemandFile, kind: str | None, factor: float) -> DemandFile:
 
 
 def _known(name: str | None, names: list[str]) -> None:
-    if name is None:
-        raise TenfoldError(f"The change does not say of what: add a dot and one of {', '.join(names)}, as in grid.{names[0]}.")
+    if not name:
+        raise TenfoldError(f"The change lacks a name: add a dot and one of {', '.join(names)}, as in `grid.TX delayed 4 quarters`.")
     if name not in names:
         raise TenfoldError(f"There is no {name!r}{nearest(name, names)}: name one of {', '.join(names)}.")
 
