@@ -122,6 +122,9 @@ def test_profiles_say_what_is_missing(tmp_path):
         profiles.read_carbon(path)
     with pytest.raises(TenfoldError, match="no hours"):
         profiles.read_weather(path)
+    path.write_text("timestamp,NG,avg_CI\n0,much,200\n")
+    with pytest.raises(TenfoldError, match="'much' where a number is needed"):
+        profiles.read_carbon(path)
     path.write_text("timestamp,NG,avg_CI\n0,1,200\n1,1,\n2,3,400\n")
     assert profiles.read_carbon(path).kgco2_per_kwh.tolist() == [0.2, 0.2, 0.4]
     assert profiles.read_carbon(path).fuels["gas"] == 1

@@ -172,6 +172,7 @@ def test_numbers_of_gpus_that_are_tried_leave_few_to_stand_by():
         (Request(), GpuRequest(gpus=8), "how large"),
         (Request(after="llama-3.1-405b"), GpuRequest(gpus=64), "GiB"),
         (Request(flops=1e24), GpuRequest(budget_usd=1e6), "say --gpus or --days too"),
+        (Request(), GpuRequest(budget_usd=-1.0), "--budget-usd"),
         (Request(flops=1e24), GpuRequest(days=-1), "--days"),
         (Request(flops=1e24, times=5), GpuRequest(gpus=64), "--after"),
         (Request(flops=1e24, experts_per_token=2), GpuRequest(gpus=64), "--experts"),
@@ -204,6 +205,16 @@ def test_a_budget_is_kept_with_the_probability_asked_for():
     assert consequences(plan.workload).cost.rent_usd.chance_within(1e5) == pytest.approx(0.8, abs=0.03)
 
 
+def test_a_budget_at_no_rent_is_refused():
+    with pytest.raises(TenfoldError, match="--rent-usd-per-h"):
+        solve(Request(), GpuRequest(budget_usd=1e5), machine("h100"), around=Surroundings(rent_usd_per_h=0.0))
+
+
+def test_the_shape_is_explained_by_its_reasons_alone():
+    plan = make_plan(resolve(Request(flops=1e24)), 1001, machine("h100"))
+    assert plan.notes[0].startswith("GPUs:") and explain(plan, "shape")[0] == plan.notes[1]
+
+
 def test_a_number_that_is_advised_is_accepted():
     """Too few GPUs for the memory, or for the days: the number in the sentence works."""
     with pytest.raises(TenfoldError, match="fits on") as caught:
@@ -212,8 +223,8 @@ def test_a_number_that_is_advised_is_accepted():
     assert solve(Request(after="llama-3.1-70b", times=1.0), GpuRequest(gpus=enough), machine("h100")).workload.memory.fits
     asked = Request(after="llama-3.2-1b", times=1.0)
     plan = solve(asked, GpuRequest(gpus=64, days=30), machine("h100"))
-    words = next(note for note in plan.notes if note.startswith("Days: 30 hold"))
-    more = int(re.findall(r"; ([0-9,]+) GPUs hold", words)[0].replace(",", ""))
+    words = next(note for note in plan.notes if note.startswith("Days: the run ends within 30 days"))
+    more = int(re.findall(r"; with ([0-9,]+) GPUs", words)[0].replace(",", ""))
     assert consequences(solve(asked, GpuRequest(gpus=more), machine("h100")).workload).wall_days.chance_within(30) >= 0.8
 
 
@@ -257,7 +268,7 @@ def test_calibration_finds_the_machine_again(tmp_path):
     write(second, tmp_path / "home")
     write(second, tmp_path / "home")  # the same run counts once
     pooled, said = calibrated(part, "h100", tmp_path / "home")
-    assert pooled is not None and f"rates x {found.factor * 1.1:.3g}" in said and "spread" in said
+    assert pooled is not None and f"rates x {found.factor * 1.1:.3g}" in said and "standard deviation" in said
     assert step_time(spec, layout, again).total_s == pytest.approx(slow, rel=0.01)
     assert math.isclose(found.measured_step_s, slow, rel_tol=1e-6)
     assert found.calibrated_step_s == pytest.approx(slow, rel=0.01)
@@ -265,6 +276,9 @@ def test_calibration_finds_the_machine_again(tmp_path):
     unfinished.mkdir()
     (unfinished / "run.jsonl").write_text(json.dumps(start) + '\n{"event": "st')
     with pytest.raises(TenfoldError, match="not finished"):
+        calibrate(unfinished)
+    (unfinished / "run.jsonl").write_text(json.dumps({**start, "model": {"items": 9}}) + "\n" + json.dumps(end) + "\n")
+    with pytest.raises(TenfoldError, match="no Llama-shaped model"):
         calibrate(unfinished)
 
 

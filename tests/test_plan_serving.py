@@ -45,6 +45,11 @@ def test_twice_the_load_takes_twice_the_cores_and_a_table_too_large_for_a_host_i
     assert plan_rank(ServeRequest(cached_share=1), COSTS).core_ms["history"] == 0
 
 
+def test_a_host_without_room_for_a_server_is_refused():
+    with pytest.raises(TenfoldError, match="raise --host-gib"):
+        plan_rank(ServeRequest(host_gib=REFERENCE.process_bytes / 2**30), REFERENCE)
+
+
 def test_the_plan_takes_what_was_measured_in_the_home(tmp_path, capsys):
     asked = ["plan", "--serve", "rank", "--items", "1000", "--home", str(tmp_path)]
     run([*asked, "--json"])

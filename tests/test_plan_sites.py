@@ -302,6 +302,12 @@ def test_the_walk_plans_for_the_newest_plan_and_repeats_itself(tmp_path):
     demand, plan = home_demand(tmp_path, read_demand(), read_sites())
     assert written["nodes"][0]["hours"][0] == pytest.approx(demand.training.hours_per_year / 1e6)
     assert plan == tmp_path / "plan.json"
+    (tmp_path / "rank").mkdir()
+    (tmp_path / "rank" / "plan.json").write_text('{"request": {}}')  # a newer plan of serving is passed over
+    assert home_demand(tmp_path, read_demand(), read_sites())[1] == plan
+    (tmp_path / "rank" / "plan.json").write_text('{"schema"')
+    with pytest.raises(TenfoldError, match="is damaged"):
+        home_demand(tmp_path, read_demand(), read_sites())
     (made,) = read_forecasts(tmp_path)
     assert (made.forecast.kind, made.forecast.unit) == ("demand", "million hours/year")
     assert written["forecast"] == made.forecast.key

@@ -159,6 +159,10 @@ def test_changes_name_what_there_is(question):
         ("grid.TXX x2", "TX"),
         ("grids.TX x2", "grid"),
         ("grid.TX soon", "not understood"),
+        ("grid.TX x1.2.3", "not understood"),
+        ("grid x2", "lacks a name"),
+        ("price x2", "lacks a name"),
+        ("grid delayed 4 quarters", "lacks a name"),
         ("money x2", "no limit"),
     ):
         with pytest.raises(TenfoldError, match=words):

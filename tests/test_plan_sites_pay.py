@@ -156,6 +156,12 @@ def test_a_ladder_of_training_without_a_kind_that_is_sold_is_refused(tmp_path):
         commands.sites(tmp_path / "sites.toml", output=commands.SitesOutput(home=tmp_path))
 
 
+def test_revenue_without_a_chip_for_all_kinds_is_refused(plan):
+    chips = tuple(replace(m, hours=(0.0, *m.hours[1:])) for m in plan.portfolio.machines)
+    with pytest.raises(TenfoldError, match="serves all kinds of demand"):
+        pay(replace(plan, portfolio=replace(plan.portfolio, machines=chips)), {}, None)
+
+
 def test_growth_is_forecast_from_the_years_before_alone():
     use = [100.0, 120.0, 150.0]
     logs = np.log([1.2, 1.25])

@@ -54,6 +54,7 @@ def table(path, *rows, delimiter=",", mark=""):
         ({"precision": "int3"}, "column precision: 'int3' is none of"),
         ({"fsdp_or_zero": "sideways"}, "column fsdp_or_zero"),
         ({"model": "Someone's 9B"}, "column model"),
+        ({"model": "Someone's 9B", "hidden": "4096.5", "layers": "32", "heads": "32"}, "column hidden: '4096.5' must be a whole"),
         ({"micro_batch": "1.5"}, "must be a whole number"),
     ],
 )

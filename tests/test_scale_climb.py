@@ -103,6 +103,14 @@ def test_the_sample_after_a_climb_goes_on_with_text_of_its_corpus(home):
     assert corpus.text("validation", 0).startswith(first)
 
 
+def test_a_forecast_whose_run_has_not_ended_is_not_scored(tmp_path):
+    (tmp_path / "forecast.json").write_text("{}")
+    for events, sentence in (((), "not begun"), (({"event": "start"},), "not ended")):
+        (tmp_path / "run.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+        with pytest.raises(TenfoldError, match=sentence):
+            score(tmp_path)
+
+
 def test_a_forecast_that_was_changed_is_not_scored(home, tmp_path, tenfold):
     copy = tmp_path / "g1"
     shutil.copytree(home / "g1", copy)

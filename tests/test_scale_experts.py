@@ -42,6 +42,8 @@ def test_what_idle_parameters_count_is_found_again(gamma):
 
 def test_points_that_say_nothing_of_experts_are_refused():
     dense = runs(0.3, 1.0, 1)
+    with pytest.raises(TenfoldError, match="no runs"):
+        fit_sparsity([], [])
     with pytest.raises(TenfoldError, match="the same share of active parameters"):
         fit_sparsity([p for p, _ in dense], [total for _, total in dense])
     with pytest.raises(TenfoldError, match="cannot be fewer than active"):
@@ -92,6 +94,12 @@ def test_the_difference_and_its_intervals(tmp_path, law):
     low, high = found["measured_difference"]["interval_80"]
     assert low < found["measured_difference"]["pct"] < high < -4
     assert beside_lines(experts)[1].startswith("  forecast -4.00 % (80 %: ")
+    run = dense / "ladder" / "one" / "run.jsonl"
+    run.parent.mkdir(parents=True)
+    run.write_text("")
+    assert comparison(experts, dense)["sparsity"] is None, "only one of the two has a ladder"
+    generation(tmp_path, "g4", "another", 1.4, 0.03, 1.4, law)
+    assert other_family(tmp_path / "g4") is None and other_family(experts) == dense
     with pytest.raises(TenfoldError, match="not a dense generation and one with experts at equal compute"):
         comparison(tmp_path / "g3", experts)
 

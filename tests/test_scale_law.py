@@ -142,6 +142,8 @@ def test_bad_points_are_one_sentence(tmp_path):
         fit_law([replace(p, params=p.params * k, tokens=p.tokens / k) for p in points if p.flops == 1e11 for k in (1, 1.1)])
     with pytest.raises(TenfoldError, match="more than 1"):
         backtest(points, 0.5)
+    with pytest.raises(TenfoldError, match="no points"):
+        backtest([], 10)
     file = tmp_path / "points.csv"
     file.write_text("n,d,losss\n1,2,3\n")
     with pytest.raises(TenfoldError, match="no column 'loss' for loss .*losss"):

@@ -80,7 +80,7 @@ def test_a_table_is_levelled_and_holds_beyond_its_ends(tmp_path):
         ("loss,score\n1,2\n", "no column 'value'"),
         ("loss,value\n1,x\n2,3\n", "row 2"),
         ("loss,value\n1,2\n", "two or more losses"),
-        ("loss,value\n1,2\n2,3\n", "lower of which are worth more"),
+        ("loss,value\n1,2\n2,3\n", "a lower loss must have a higher value"),
         ("loss,value\n", "two or more losses"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a plan takes for granted where nobody said otherwise, each with the option that says it."""
+"""The assumptions of a plan: the values of the options that were left out, each with the option that replaces it."""
 
 from tenfold.plan.costs.consequences import Consequences
 from tenfold.plan.costs.surroundings import Surroundings
@@ -8,13 +8,16 @@ from tenfold.spec.units import duration
 
 
 def assumptions(machine: Machine, after: Consequences, around: Surroundings) -> list[str]:
-    """Sentences of a figure and the option that replaces it, for every option of `around` that was left out."""
+    """A phrase for each assumed value with the option that replaces it; guessed values are marked."""
     c, f, part = machine.constants, after.failures, machine.accelerator
     every = [
-        ("network", f"{8 * c.scaleout_gb_per_s:.0f} Gb/s a GPU, islands of {c.domain_gpus} GPUs", "--network-gb-per-s", None),
+        (
+            "network", f"{8 * c.scaleout_gb_per_s:.0f} Gb/s per GPU, scale-up domains of {c.domain_gpus} GPUs",
+            "--network-gb-per-s", None,
+        ),
         ("software", machine.stack.name, "--stack", None),
         ("board power", f"{part.tdp_w:.0f} W" if part.tdp_w else "unknown", "--board-w", None),
-        ("rent", _said(after.cost.rent_usd_per_gpu_hour, "USD a GPU-hour"), "--rent-usd-per-h", around.rent_usd_per_h),
+        ("rent", _said(after.cost.rent_usd_per_gpu_hour, "USD per GPU-hour"), "--rent-usd-per-h", around.rent_usd_per_h),
         ("PUE", _said(after.power.pue), "--pue", around.pue),
         ("failures", _said(f.per_1000_node_days, "per 1,000 node-days"), "--per-1000-node-days", around.per_1000_node_days),
         ("recovery", duration(f.detection_s + f.restart_s), "--recovery-s", around.recovery_s),
@@ -22,7 +25,7 @@ def assumptions(machine: Machine, after: Consequences, around: Surroundings) -> 
         ("checkpoint interval", duration(f.checkpoint_interval_s), "--checkpoint-interval-s", around.checkpoint_interval_s),
         ("beside the steps", f"{_said(after.beside_steps)} times the steps", "--beside-steps", around.beside_steps),
         ("start", "any day of the year", "--start", around.start),
-    ]
+    ]  # fmt: skip
     guess = {"tdp_w": "board power"}
     guessed = {guess.get(name, name) for name in part.guessed} | ({"rent"} if after.cost.assumed else set())
     return [

@@ -1,4 +1,4 @@
-"""Plan the next generation: shape, layout, days, failures, money, power, carbon, water."""
+"""Plan the next generation: model shape, layout, days, failures, cost, power, carbon, water."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,21 +17,32 @@ from tenfold.spec.ranges import Text
 
 Rate = Annotated[float, Meta(ge=1e-3, le=1e6)]
 RateOrNone = Annotated[float, Meta(ge=0, le=1e6)]
-Buildings = Annotated[int, Meta(ge=1, le=2**20)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=2**20)]
 
 
 class HardwareOptions(Struct, frozen=True):
     """The network and software of an accelerator."""
 
-    network_gb_per_s: Annotated[Rate | None, Meta(description="Scale-out network, GB/s per GPU and direction.")] = None
-    stack: Annotated[Text, Meta(description="Software and version that trains: tenfold, megatron-bridge-26.02, ...")] = "tenfold"
-    domain_gpus: Annotated[Buildings | None, Meta(description="GPUs that the scale-up network joins (an island).")] = None
-    board_w: Annotated[Rate | None, Meta(description="Power of a board at most, W, in place of the data sheet's.")] = None
-    buildings: Annotated[Buildings, Meta(description="Buildings that share the GPUs evenly.")] = 1
-    between_gb_per_s: Annotated[RateOrNone, Meta(description="Between buildings, GB/s per GPU and direction.")] = 0.0
+    network_gb_per_s: Annotated[
+        Rate | None, Meta(description="Bandwidth of the network between servers, in GB/s per GPU and direction.")
+    ] = None
+    stack: Annotated[
+        Text, Meta(description="Training software, with its version: tenfold, megatron-bridge-26.02, torchtitan-2024.12, ...")
+    ] = "tenfold"
+    domain_gpus: Annotated[
+        AtLeastOne | None, Meta(description="GPUs joined by the scale-up network (NVLink, ICI); 8 in a DGX H100.")
+    ] = None
+    board_w: Annotated[
+        Rate | None, Meta(description="Peak power of an accelerator in W, in place of the data sheet's; its speed stays the same.")
+    ] = None
+    buildings: Annotated[AtLeastOne, Meta(description="Number of buildings over which the GPUs are spread evenly.")] = 1
+    between_gb_per_s: Annotated[RateOrNone, Meta(description="Bandwidth between buildings, in GB/s per GPU and direction.")] = 0.0
 
     def machine_of(self, accelerator: str, home: Path) -> tuple[Machine, str]:
-        """The machine, by its calibration in `home` where there is one, and a sentence that says so or nothing."""
+        """The machine, with its calibration from `home` if there is one, and a sentence on that calibration or ''.
+
+        Raises TenfoldError for an accelerator or software that is not known.
+        """
         from tenfold.plan.validation.calibrate import calibrated
 
         known, unknown = None, None
@@ -42,39 +53,40 @@ class HardwareOptions(Struct, frozen=True):
             unknown = error
         part, words = calibrated(known, accelerator, home)
         if part is None:
-            raise unknown or TenfoldError(f"There is no accelerator {accelerator!r}.")
+            raise unknown or TenfoldError(f"There is no accelerator {accelerator!r}: name one with --accelerator.")
         return replace(part, buildings=self.buildings, between_gb_per_s=self.between_gb_per_s), words
 
 
 class MachineOptions(HardwareOptions, frozen=True):
     """The accelerator, its network and its software."""
 
-    accelerator: Annotated[Text, Meta(description="h100, b200, mi300x, ...")] = "h100"
+    accelerator: Annotated[Text, Meta(description="Accelerator: h100, b200, mi300x, ...")] = "h100"
 
     def machine(self, home: Path) -> tuple[Machine, str]:
-        """`machine_of` its accelerator."""
+        """`machine_of` for `accelerator`."""
         return self.machine_of(self.accelerator, home)
 
 
 class Output(Struct, frozen=True):
-    """Where calibrations are found, and how an answer is shown."""
+    """Where calibrations are found, and how the result is shown."""
 
     home: Home = Path("generations")
     json: Json = False
 
 
 class PlanOutput(Output, frozen=True):
-    """What is shown of a plan, and where it is kept."""
+    """What of a plan is shown, and where it is written."""
 
     explain: Annotated[
-        Text | None, Meta(description="step_time, memory, layout, failures, cost, ...: the formula, numbers put in.")
+        Text | None,
+        Meta(description="Print the formula of one result with its numbers: step_time, memory, layout, failures, cost, ..."),
     ] = None
-    out: Annotated[Folder | None, Meta(description="Directory for plan.json and plan.html.")] = None
+    out: Annotated[Folder | None, Meta(description="Directory to write plan.json and plan.html to.")] = None
 
 
 @dataclass(frozen=True)
 class PlanRequest(Request):
-    """What is trained; or with --serve what is served."""
+    """What is trained, or with --serve what is served."""
 
     serving: ServeRequest = field(default_factory=ServeRequest)
 
@@ -88,7 +100,7 @@ def make(
     around: Surroundings = Surroundings(),
     output: PlanOutput = PlanOutput(),
 ) -> None:
-    """Plan one generation.
+    """Plan the training of one generation, or with --serve the serving of a ranker.
 
     Examples:
 
@@ -139,7 +151,7 @@ def _explain(plan: Any, name: str, around: Surroundings, json: bool) -> None:
 
 
 def _show(plan: dict[str, Any], output: PlanOutput) -> None:
-    """Keep the document, its page and its forecast where a directory was given, and print it."""
+    """Print the plan; where --out is given, also write it, its page, and its forecast."""
     from tenfold.plan.document import record
     from tenfold.plan.report import html, terminal
     from tenfold.spec.terminal import console
@@ -167,7 +179,7 @@ def _plan_serving(asked: ServeRequest, output: PlanOutput) -> None:
 
 
 def _request(*options: Any) -> dict[str, Any]:
-    """What was asked for, as it is kept in plan.json: every option that has a value."""
+    """The request as it is kept in plan.json: every option that has a value."""
     values: dict[str, Any] = {}
     for table in options:
         values |= structs.asdict(table) if isinstance(table, Struct) else asdict(table)
@@ -177,7 +189,7 @@ def _request(*options: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CompareRequest(Request):
-    """What is trained everywhere, and in which steps."""
+    """What is trained on each of the accelerators, and in which steps."""
 
     step: StepRequest = field(default_factory=StepRequest)
 
@@ -192,7 +204,7 @@ def compare(
     around: Surroundings = Surroundings(),
     output: Output = Output(),
 ) -> None:
-    """The same training on several accelerators, for 90 days where neither --gpus nor --days says otherwise.
+    """Compare the same training on several accelerators, within 90 days unless --gpus or --days is given.
 
     Example: tenfold plan compare h100 h200 b200 mi300x mtia-v2 --after llama-3.1-70b --times 10
     """
@@ -212,7 +224,7 @@ def compare(
             rent + _spread(row["rent_usd"], 1e-6), energy + _spread(row["energy_mwh"], 1e-3),
         )  # fmt: skip
     out.print(table)
-    out.print("Best guess (10 to 90 %); ~: from a price or a board power that is a guess.")
+    out.print("Best guess (10 to 90 %); ~: the price or the board power is a guess.")
     for row in (row for row in rows if "reason" in row):
         out.print(f"{row['accelerator']}: {row['reason']}")
 
@@ -226,7 +238,7 @@ def _spread(ends: dict[str, float], by: float = 1.0) -> str:
 
 
 def _compared(part: Machine, asked: CompareRequest, fixed: GpuRequest, around: Surroundings, home: Path) -> dict[str, Any]:
-    """The row of one accelerator: what a plan with it takes, or the reason why there is none."""
+    """The row of one accelerator: the figures of its plan, or the reason why there is no plan."""
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.plan import solve
 
@@ -251,12 +263,18 @@ def _compared(part: Machine, asked: CompareRequest, fixed: GpuRequest, around: S
 
 def validate(
     *,
-    layouts: Annotated[File | None, Meta(description="A table with the columns of layouts.csv.")] = None,
-    runs: Annotated[File | None, Meta(description="A table with the columns of training_runs.csv.")] = None,
-    stack: Annotated[Text | None, Meta(description="Software of rows that name none, as megatron-bridge-26.02.")] = None,
+    layouts: Annotated[
+        File | None, Meta(description="CSV file of measured steps, with the columns of the package's layouts.csv.")
+    ] = None,
+    runs: Annotated[
+        File | None, Meta(description="CSV file of whole training runs, with the columns of the package's training_runs.csv.")
+    ] = None,
+    stack: Annotated[
+        Text | None, Meta(description="Software of the rows that name none in a column stack, for example megatron-bridge-26.02.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """What this plan gets wrong on published runs.
+    """Compare the planner with published runs: the errors of step time, layout ranking, memory and GPU-hours.
 
     Example: tenfold plan validate --layouts my_layouts.csv --stack nemo-25.04
     """
@@ -282,13 +300,13 @@ def validate(
 
 
 def calibrate(
-    run: Annotated[Folder, Meta(description="A directory of a finished run of `tenfold train`.")],
+    run: Annotated[Folder, Meta(description="Directory of a finished run of `tenfold train`.")],
     /,
     *,
     home: Home = Path("generations"),
     json: Json = False,
 ) -> None:
-    """Take the constants of the machine from a run on it; plans use those of all its runs, pooled, and say so.
+    """Calibrate the planner to a machine by a run that was trained on it; plans use the pooled calibrations of all its runs.
 
     Example: tenfold plan calibrate generations/g2
     """
@@ -301,11 +319,11 @@ def calibrate(
         print_json({**asdict(found), "file": str(path)})
         return
     print(
-        f"{found.accelerator.name}: measured {found.measured_step_s:.4g} s a step, planned {found.planned_step_s:.4g} s; "
-        f"rates x {found.factor:.3f}. Kept in {path}; plans for --accelerator {found.accelerator.key} use it."
+        f"{found.accelerator.name}: measured {found.measured_step_s:.4g} s per step, planned {found.planned_step_s:.4g} s; "
+        f"rates x {found.factor:.3f}. Written to {path}; plans for --accelerator {found.accelerator.key} use it."
     )
     if abs(found.calibrated_step_s / found.measured_step_s - 1) > 0.02:
         print(
-            f"No rates within the peak make the step that long: with these it is planned at {found.calibrated_step_s:.4g} s. "
-            "Calibrate by a larger run."
+            f"No rates below the accelerator's peak give the measured step: with the calibration it is planned at "
+            f"{found.calibrated_step_s:.4g} s. Calibrate with a larger run."
         )

@@ -1,4 +1,4 @@
-"""The plan as a document of plain JSON values, which `plan.json` holds and everything is drawn from. docs/plan.md describes it."""
+"""The plan as a document of plain JSON values: the content of `plan.json`, described in docs/plan.md."""
 
 import hashlib
 from collections.abc import Sequence
@@ -32,12 +32,12 @@ def document(
     assumed: Sequence[str] = (),
     data: Sequence[Data] = (),
 ) -> Document:
-    """The plan as plain JSON values, quantities with units in their names, ranges as `{low, mid, high}`: 10 % quantile, best
-    guess, 90 % quantile.
+    """The plan as plain JSON values, with units in the names, and ranges as `{low, mid, high}`: 10 % quantile, best guess, 90 %
+    quantile.
 
-    `alternatives` are rows of `layout` (words), `step_s`, `reason` (why it loses); `notes` are sentences: assumptions,
-    data limits, calibration. `request` is what was asked for, kept as it was; `limits` are what the run must hold; `assumed` are
-    sentences on what nobody said; `data` what this generation and the next ask of the corpus.
+    `alternatives` are rows of `layout` (words), `step_s`, `reason` (why it is slower). `notes` are sentences on data limits,
+    search and calibration, `assumed` those on options that were left out. `request` has the options that were given, `limits` the
+    deadline and the budget, and `data` the epochs of this generation and the next over the corpus.
     """
     return {
         "schema": SCHEMA,
@@ -112,7 +112,7 @@ def _time(workload: Workload, after: Consequences) -> dict[str, Any]:
 
 
 def chances(after: Consequences, limits: Limits) -> dict[str, dict[str, float]]:
-    """The probability of each limit that is given: done by the deadline, rented or owned under the budget."""
+    """For each limit that is given, the probability that the run keeps it: the deadline, and the budget for rent or for owning."""
     figures = {
         "done_by_the_deadline": (limits.days, after.wall_days),
         "rented_under_the_budget": (limits.budget_usd, after.cost.rent_usd),
@@ -122,7 +122,7 @@ def chances(after: Consequences, limits: Limits) -> dict[str, dict[str, float]]:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass as its fields, a range as its ends, all the way down."""
+    """A value as plain JSON: dataclasses as their fields, ranges as their ends, recursively."""
     if isinstance(value, Range):
         return value.ends()
     if isinstance(value, dict):
@@ -135,16 +135,18 @@ def plain(value: Any) -> Any:
 
 
 def record(home: Path, plan: Document, data: dict[str, str]) -> str:
-    """Freeze a plan's wall-clock time in the record of forecasts of `home`, and return the forecast's key.
+    """Write a plan's wall-clock time to the record of forecasts in `home`, and return the forecast's key.
 
-    The key has the hash of what was asked and planned, so the same plan again is the same forecast. `data` has the hash of each
-    file that the plan was made from, such as a calibration.
+    The key has the hash of the request and of the plan, so that the same plan is recorded once. `data` has the hash of each file
+    that the plan was made from, such as a calibration.
     """
     planned = msgspec.json.encode([plan[part] for part in ("request", "model", "machine", "layout")], order="sorted")
     quantiles = tuple(days * 86400 for days in plan["time"]["wall_days_quantiles"])
     key = f"plan/{hashlib.sha256(planned).hexdigest()[:12]}/seconds"
-    asis = Learnt()  # the record says what the plan does; runs change the plan itself, by `calibrate`
-    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=quantiles, data=data, learnt=asis))
+    unchanged = (
+        Learnt()
+    )  # the record keeps the plan's own quantiles: outcomes change the plan by `calibrate`, not its intervals here
+    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=quantiles, data=data, learnt=unchanged))
     return key
 
 

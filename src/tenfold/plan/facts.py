@@ -1,4 +1,4 @@
-"""The planner's data files, each figure with its source in the file."""
+"""The planner's data files, in which each figure has its source."""
 
 import tomllib
 from functools import cache
@@ -8,5 +8,5 @@ from typing import Any
 
 @cache
 def facts(name: str) -> dict[str, Any]:
-    """`plan/data/NAME.toml`."""
+    """The content of `plan/data/NAME.toml`."""
     return tomllib.loads(resources.files("tenfold.plan").joinpath(f"data/{name}.toml").read_text())

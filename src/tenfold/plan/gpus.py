@@ -1,7 +1,7 @@
-"""How many GPUs: of all numbers that divide well the fastest up to a number, or the fewest that hold a deadline.
+"""The number of GPUs: the fastest number up to a limit, or the fewest that meet a deadline.
 
-The numbers are the same whatever is asked, and all of them up to the number asked for compete, so that more GPUs never train
-more slowly: those that would are left to stand by.
+Candidates are the fixed sequence `numbers`. All of them up to the limit are compared, so that a higher limit never makes a plan
+slower: GPUs that would not help are left out.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,15 +15,15 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 
 SERVER = 8  # GPUs
-PER_DOUBLING = 32  # numbers of servers between one power of two and the next: at most 3 % stand by
+PER_DOUBLING = 32  # candidates between one power of two and the next: at most 3 % of the GPUs are left out
 MOST_GPUS = 2**30
-NO_GAIN = 64  # numbers without a faster one among them, after which no larger one is tried
+NO_GAIN = 64  # candidates in a row that are not faster, after which the search ends
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained, on which machine; `lasts`: the time that a number of GPUs takes over that of its steps, which is
-    never below `least`."""
+    """A model to train on a machine. `lasts` gives, for a number of GPUs, the wall-clock time over that of the planned steps
+    alone; it is never below `least`."""
 
     spec: ModelSpec
     machine: Machine
@@ -39,7 +39,7 @@ class Job:
         )  # fmt: skip
 
     def rate(self, gpus: int) -> float:
-        """Tokens per second by the clock; 0 where nothing can be built, nothing fits, or failures leave no time."""
+        """Tokens per second of wall-clock time; 0 where no layout can be built or fits, or failures leave no time."""
         steps = _of_steps(self.spec, gpus, self.machine, self.seq_len, self.global_batch, self.dtype)
         try:
             return steps / self.lasts(gpus) if steps else 0.0
@@ -47,13 +47,13 @@ class Job:
             return 0.0
 
     def most_per_gpu(self) -> float:
-        """Tokens per second by the clock and GPU that no number of GPUs passes."""
+        """An upper bound of the tokens per second of wall-clock time and GPU, over all numbers of GPUs."""
         return fastest_pass(self.spec, self.machine, self.seq_len, self.global_batch, self.dtype) / self.least
 
 
 @lru_cache(maxsize=65_536)
 def _of_steps(spec: ModelSpec, gpus: int, machine: Machine, seq_len: int, global_batch: int, dtype: str) -> float:
-    """Tokens per second of the fastest layout's steps, or 0."""
+    """Tokens per second of the fastest layout's steps, or 0 where there is none."""
     try:
         return search(spec, gpus, machine, seq_len=seq_len, global_batch=global_batch, dtype=dtype).best.tokens_per_s
     except TenfoldError:
@@ -61,7 +61,7 @@ def _of_steps(spec: ModelSpec, gpus: int, machine: Machine, seq_len: int, global
 
 
 def numbers() -> Iterator[int]:
-    """The numbers of GPUs that are tried, ascending: parts of a server, then whole servers, PER_DOUBLING to a doubling."""
+    """The candidate numbers of GPUs, ascending: parts of a server, then whole servers, PER_DOUBLING of them per doubling."""
     yield from (1, 2, 4)
     yield from (SERVER * n for n in range(1, PER_DOUBLING))
     for doubling in count():
@@ -69,7 +69,7 @@ def numbers() -> Iterator[int]:
 
 
 def fastest(job: Job, gpus: int) -> Search:
-    """The fastest search on at most so many GPUs. Raises TenfoldError that says what binds where none fits."""
+    """The search of the fastest number of at most `gpus` GPUs. Raises TenfoldError, with what is short, where nothing fits."""
     most, best = job.most_per_gpu(), (0.0, 0)
     tried = list(takewhile(lambda n: n <= gpus, numbers()))
     for number in reversed(tried):
@@ -80,7 +80,7 @@ def fastest(job: Job, gpus: int) -> Search:
 
 
 def fewest(job: Job, tokens_per_s: float) -> int | None:
-    """The least number that trains so many tokens a second by the clock; None where there is none."""
+    """The fewest GPUs that train `tokens_per_s` of wall-clock time; None where no number does."""
     least, best, since = tokens_per_s / job.most_per_gpu(), 0.0, 0
     for number in takewhile(lambda n: n <= MOST_GPUS, numbers()):
         if number < least:
@@ -96,7 +96,7 @@ def fewest(job: Job, tokens_per_s: float) -> int | None:
 
 
 def first_that_fits(job: Job, above: int) -> int | None:
-    """The least number above `above` on which the model can be trained; None where none of the next is one."""
+    """The fewest GPUs above `above` on which the model fits; None where none up to 64 times as many does."""
     for number in takewhile(lambda n: n <= min(MOST_GPUS, max(2**16, 64 * above)), numbers()):
         if number > above and job.rate(number):
             return number
@@ -104,6 +104,6 @@ def first_that_fits(job: Job, above: int) -> int | None:
 
 
 def quickest(job: Job) -> tuple[float, int]:
-    """(the most tokens a second by the clock that any power of two trains, that number); (0, the largest) where none trains any."""
+    """(tokens per second of wall-clock time, GPUs) of the fastest power of two; (0, the largest) where the model fits on none."""
     powers = (number for number in takewhile(lambda n: n <= MOST_GPUS, numbers()) if number.bit_count() == 1)
     return max((job.rate(number), number) for number in powers)

@@ -1,4 +1,4 @@
-"""A plan: a model, its tokens, machines, the best layout, the days. What follows from it stands in `consequences`."""
+"""Makes a plan: model, tokens, machines, best layout, days. `consequences` computes failures, power, cost and footprint of it."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,13 +19,13 @@ from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.shapes import Shape
 
 DTYPES = ("bf16", "fp8", "fp4")
-BUDGET_DAYS = 30.0  # how long a budget is spent over where neither --days nor --gpus says
-GUESSED_MFU = 0.4  # where a budget's compute is looked for
+BUDGET_DAYS = 30.0  # days over which a budget is spent, without --days and --gpus
+GUESSED_MFU = 0.4  # start of the search for a budget's compute
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A workload with the search it came from and the sentences that explain it."""
+    """A workload, the search that found its layout, and sentences that explain it (`notes`)."""
 
     workload: Workload
     search: Search
@@ -34,7 +34,7 @@ class Plan:
 
     @property
     def alternatives(self) -> list[dict[str, Any]]:
-        """The next nine layouts: words, seconds for as many tokens as the best's step, why each loses."""
+        """Up to nine next layouts: in words, seconds for the tokens of the best layout's step, and why each is slower."""
         per_step = self.workload.layout.tokens_per_step
         return [
             {
@@ -50,7 +50,11 @@ class Plan:
 def make_plan(
     shape: Shape, gpus: int, machine: Machine, step: StepRequest = StepRequest(), around: Surroundings = Surroundings()
 ) -> Plan:
-    """The fastest plan for a shape on at most so many GPUs. Raises TenfoldError where it does not fit."""
+    """The fastest plan for a shape on at most `gpus` GPUs.
+
+    Raises TenfoldError for impossible options, where the model does not fit (with a number of GPUs on which it does, if one is
+    found), and where the machine's constants give more than its peak.
+    """
     _check(gpus, machine, step)
     spec, peak, job = shape.spec, machine.accelerator.peak_flops(step.dtype), _job(shape, machine, step, around)
     try:
@@ -62,27 +66,30 @@ def make_plan(
     used, step_s = best.layout.world, best.step_time.total_s
     mfu = best.layout.tokens_per_step * spec.train_flops_per_token(step.seq_len) / step_s / used / peak
     if mfu > 1:
-        raise TenfoldError(f"The constants of {machine.accelerator.name} give {mfu:.0%} of its peak: correct or recalibrate them.")
+        raise TenfoldError(
+            f"The constants of {machine.accelerator.name} give {mfu:.0%} of its peak: correct them, or calibrate again with "
+            "`tenfold plan calibrate`."
+        )
     took = shape.tokens / best.layout.tokens_per_step * step_s / DAY_S
     workload = Workload(spec, shape.tokens, machine.accelerator, used, best.layout, best.memory, best.step_time, step_s, took, mfu)
     notes = [*shape.reasons, found.second_wins_if]
     if used < gpus:
-        notes.insert(0, f"GPUs: {used:,} of {gpus:,} train, {_why_fewer(job, used, gpus)}; the others can stand by as spares.")
+        notes.insert(0, f"GPUs: {used:,} of {gpus:,} train, because {_why_fewer(job, used, gpus)}; the others can be spares.")
     notes.append(f"Search: {found.fitted} of {found.tried} layouts fit; constants: {machine.source}.")
     return Plan(workload, found, machine, tuple(notes))
 
 
 def _why_fewer(job: Job, used: int, gpus: int) -> str:
-    """Why all GPUs together would not train sooner."""
+    """Why all GPUs together would not train sooner, as the end of a sentence."""
     if not job.rate(gpus):
-        return "for all of them together cannot"
+        return "no layout fits on all of them"
     if job.rate(gpus) * job.lasts(gpus) > job.rate(used) * job.lasts(used):
-        return "for with more, failures would take more than the others bring"
-    return "for they divide the model and its batch better"
+        return "with more, failures would cost more time than the additional GPUs save"
+    return "this number divides the model and its batch better"
 
 
 def _job(shape: Shape, machine: Machine, step: StepRequest, around: Surroundings, confidence: float | None = None) -> Job:
-    """The job of a shape; with a confidence, numbers of GPUs compete by the time that they keep with that probability."""
+    """The job of a shape. With a confidence, numbers of GPUs are compared by that quantile of the time, otherwise by its middle."""
     parameters = shape.spec.parameters().total
     batch = step.global_batch or max(1, round(batch_tokens(shape.flops) / step.seq_len))
 
@@ -97,27 +104,34 @@ def _job(shape: Shape, machine: Machine, step: StepRequest, around: Surroundings
 
 
 def _check(gpus: int, machine: Machine, step: StepRequest) -> None:
-    """Raises TenfoldError where a flag has an impossible value."""
+    """Raises TenfoldError for an option with an impossible value."""
     if gpus < 1:
-        raise TenfoldError(f"A plan needs at least one GPU, not {gpus}.")
+        raise TenfoldError(f"--gpus must be at least 1, not {gpus}.")
     if step.seq_len < 1:
-        raise TenfoldError(f"--seq-len must be at least one token, not {step.seq_len}.")
+        raise TenfoldError(f"--seq-len must be at least 1 token, not {step.seq_len}.")
     if step.global_batch < 0:
-        raise TenfoldError(f"--global-batch must be at least one sequence, or 0 to follow the compute, not {step.global_batch}.")
+        raise TenfoldError(
+            f"--global-batch must be at least 1 sequence, or 0 to derive it from the compute, not {step.global_batch}."
+        )
     if step.dtype not in DTYPES:
         raise TenfoldError(f"--dtype must be one of {', '.join(DTYPES)}, not {step.dtype!r}{nearest(step.dtype, DTYPES)}.")
     if step.dtype == "fp4" and machine.stack.own_trainer:
-        raise TenfoldError("Tenfold's trainer has no products in 4 bits: name software that has, as --stack megatron-bridge-26.04.")
+        raise TenfoldError(
+            "Tenfold's trainer has no matrix products in 4 bits: name software that has, such as --stack megatron-bridge-26.04."
+        )
     if machine.constants.scaleout_gb_per_s <= 0:
         raise TenfoldError(f"--network-gb-per-s must be above zero, not {machine.constants.scaleout_gb_per_s:g}.")
     if machine.buildings < 1:
-        raise TenfoldError(f"--buildings must be at least one, not {machine.buildings}.")
+        raise TenfoldError(f"--buildings must be at least 1, not {machine.buildings}.")
     if machine.buildings > 1 and machine.between_gb_per_s <= 0:
-        raise TenfoldError("--buildings needs --between-gb-per-s above zero: what a GPU can send to another building.")
+        raise TenfoldError("--buildings needs --between-gb-per-s, the bandwidth per GPU to another building, above zero.")
 
 
 def gpus_for_days(shape: Shape, fixed: GpuRequest, machine: Machine, step: StepRequest, around: Surroundings) -> int:
-    """The least number of GPUs that trains the shape within `fixed.days` by the clock, with the probability asked for."""
+    """The fewest GPUs that train the shape within `fixed.days` of wall-clock time with probability `fixed.confidence`.
+
+    Raises TenfoldError where no number of GPUs does.
+    """
     days = fixed.days or 0.0
     if days <= 0:
         raise TenfoldError(f"--days must be above zero, not {days:g}.")
@@ -127,11 +141,15 @@ def gpus_for_days(shape: Shape, fixed: GpuRequest, machine: Machine, step: StepR
     if found is not None:
         return found
     rate, gpus = quickest(job)
-    need = f"{shape.tokens / rate / DAY_S:.3g} days" if rate else "more days than can be counted"
+    quickest_of = (
+        f"the fastest power of two, {gpus:,}, needs {shape.tokens / rate / DAY_S:.3g} days"
+        if rate
+        else "no power of two can train it"
+    )
     raise TenfoldError(
         f"No number of {machine.accelerator.name} trains {shape.spec.name} in {days:g} days with a probability of "
-        f"{fixed.confidence:.0%}: the quickest power of two, {gpus:,}, needs {need}; take as many days, fewer "
-        "FLOPs, a larger --global-batch or another accelerator."
+        f"{fixed.confidence:.0%} ({quickest_of}): allow more days, or take fewer FLOPs, a larger --global-batch or another "
+        "accelerator."
     )
 
 
@@ -143,16 +161,19 @@ def solve(
     home: Path | None = None,
     around: Surroundings = Surroundings(),
 ) -> Plan:
-    """The plan for a request: compute from a parent, FLOPs or a budget; GPUs as given, or as the days need.
+    """The plan for a request: compute from a parent, FLOPs or a budget; GPUs as given, or as many as the days need.
 
-    A law that was fitted in `home` is used as far as it reaches. Raises TenfoldError where flags contradict each other or
-    nothing fixes the plan.
+    The law of the newest climb in `home` is used where it reaches the compute. Raises TenfoldError where options contradict each
+    other, where too few are given, and where no plan exists.
     """
     known = asked.flops or asked.after or (asked.tokens and asked.model)
     if not (fixed.gpus or fixed.days or fixed.budget_usd):
-        raise TenfoldError("Nothing fixes the machines: say --gpus, --days or --budget-usd.")
+        raise TenfoldError("Nothing determines the number of GPUs: give --gpus, --days or --budget-usd.")
     if known and not (fixed.gpus or fixed.days):
-        raise TenfoldError("--budget-usd judges a plan whose compute is known: say --gpus or --days too, or leave the compute out.")
+        raise TenfoldError(
+            "--budget-usd does not determine the number of GPUs where the compute is known: say --gpus or --days too, or leave the "
+            "compute out."
+        )
     _check(1, machine, step)
     if not known and fixed.budget_usd:
         return _within_budget(asked, fixed, machine, step, home, around)
@@ -163,15 +184,15 @@ def solve(
 
 
 def _with_advice(plan: Plan, shape: Shape, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> Plan:
-    """Where the GPUs given will hardly hold the days, the number that does."""
+    """The plan, with a note where its GPUs keep the days with less than the confidence, and on the number that keeps them."""
     assert fixed.days
     chance = consequences(plan.workload, around).wall_days.chance_within(fixed.days)
     if chance >= fixed.confidence:
         return plan
-    words = f"Days: {fixed.days:g} hold with a probability of {chance:.0%}"
+    words = f"Days: the run ends within {fixed.days:g} days with a probability of {chance:.0%}"
     try:
         enough = gpus_for_days(shape, fixed, plan.machine, step, around)
-        words += f"; {enough:,} GPUs hold them with {fixed.confidence:.0%}."
+        words += f"; with {enough:,} GPUs it does with {fixed.confidence:.0%}."
     except TenfoldError as error:
         words += f". {error}"
     return replace(plan, notes=(words, *plan.notes))
@@ -180,11 +201,13 @@ def _with_advice(plan: Plan, shape: Shape, fixed: GpuRequest, step: StepRequest,
 def _within_budget(
     asked: Request, fixed: GpuRequest, machine: Machine, step: StepRequest, home: Path | None, around: Surroundings
 ) -> Plan:
-    """The most compute whose rent keeps within the money with the probability asked for."""
+    """The plan with the most compute whose rent stays within the budget with probability `fixed.confidence`."""
     budget = fixed.budget_usd or 0.0
     if budget <= 0:
         raise TenfoldError(f"--budget-usd must be above zero, not {budget:g}.")
     peak, rent = machine.accelerator.peak_flops(step.dtype), _rent(machine, around)
+    if rent.mid <= 0:
+        raise TenfoldError("--budget-usd needs a rent above zero: raise --rent-usd-per-h, or give the compute.")
     hours = budget / rent.mid
     flops = hours * 3600 * peak * GUESSED_MFU
     for _ in range(6):
@@ -197,7 +220,7 @@ def _within_budget(
         flops /= spent
     note = (
         f"Budget: ${budget:,.0f} pays for {plan.workload.flops:.3g} FLOPs with a probability of {fixed.confidence:.0%}, at "
-        f"${rent.mid:.2f} ({rent.low:.2f} to {rent.high:.2f}) a GPU-hour."
+        f"${rent.mid:.2f} ({rent.low:.2f} to {rent.high:.2f}) per GPU-hour."
     )
     return replace(plan, notes=(note, *plan.notes))
 

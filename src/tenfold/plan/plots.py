@@ -37,12 +37,12 @@ COLOURS = [
     "#166534",
     "#c084fc",
     "#1e293b",
-]  # as many as a step has parts
-MOST_ROWS, MOST_COLUMNS = 16, 32  # of the layout map, beyond which rows and columns are left out and said so
+]  # one for each part of a step
+MOST_ROWS, MOST_COLUMNS = 16, 32  # of the layout map; further rows and columns are drawn as "…"
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an SVG element, without an XML head, to stand in a page. Text stays text."""
+    """The figure as an SVG element to embed in a page, without the XML declaration; text is kept as text, not as paths."""
     out = io.StringIO()
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tenfold"}):
         figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
@@ -52,7 +52,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def _bars(axes: Axes, parts: dict[str, float], unit: str, height: float = 0.5) -> None:
-    """One bar of parts one after another, named inside where there is room and in the legend always."""
+    """One stacked bar, its parts labelled with their share where there is room, and in the legend with their value."""
     whole, at = sum(parts.values()), 0.0
     for i, (name, value) in enumerate(parts.items()):
         share = value / whole
@@ -67,7 +67,7 @@ def _bars(axes: Axes, parts: dict[str, float], unit: str, height: float = 0.5) -
 
 
 def draw_memory(plan: Document) -> str:
-    """The fullest GPU's memory by part, against what it has."""
+    """The fullest GPU's memory by part, and its capacity."""
     memory = plan["memory"]
     parts = {n: memory[f"{n}_gib"] for n in ("parameters", "gradients", "optimizer", "activations", "buffers")}
     figure, axes = plt.subplots(figsize=(9, 1.1))
@@ -97,7 +97,7 @@ def draw_layout(plan: Document) -> str:
 
 
 def _shown(n: int, most: int) -> list[int | None]:
-    """0 to n - 1, or the first and last of them about a gap (`None`)."""
+    """0 to n - 1; where n exceeds `most`, the first of them, a gap (`None`), and the last."""
     return list(range(n)) if n <= most else [*range(most - 2), None, n - 1]
 
 
@@ -130,12 +130,12 @@ def _replica(axes: Axes, layout: dict[str, Any], model: dict[str, Any]) -> None:
 
 
 def _fits(text: str, columns: int) -> float:
-    """Points of a font in which `text` fits a cell of one of so many columns: the map is some 340 points wide."""
+    """The font size in points at which `text` fits a cell of a map of so many columns, about 340 points wide."""
     return min(7.0, 340 / columns / (0.65 * max(2, len(text))))
 
 
 def _holds(rank: int, layout: dict[str, Any], n_layers: int) -> str:
-    """What the ranks of one row of the map hold: the layers of their stages of the pipeline."""
+    """A label of one row of the map: the layers that its pipeline rank holds."""
     pp, virtual = layout["pp"], layout["stages_per_rank"]
     if pp == 1:
         return "all layers"
@@ -161,7 +161,7 @@ def _replicas(axes: Axes, layout: dict[str, Any], machine: dict[str, Any]) -> No
 
 
 def draw_split(plan: Document) -> str:
-    """Cost of owning and energy, by part, with ranges; the rent beside."""
+    """Two panels with ranges: the cost of owning by part beside the rent, and energy by part."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), constrained_layout=True)
     money = {**plan["cost"]["own_parts_usd"], "owned, in all": plan["cost"]["own_usd"], "rented, in all": plan["cost"]["rent_usd"]}
     _ranges(left, {name: _scaled(r, 1e-6) for name, r in money.items()}, "million USD")
@@ -189,7 +189,7 @@ def _ranges(axes: Axes, parts: dict[str, Range], unit: str) -> None:
 
 
 def draw_failures(plan: Document) -> str:
-    """Interruptions of one simulated run, summed up by component, and where wall-clock time goes."""
+    """Two panels: cumulative interruptions of one simulated run by component, and the lost shares of wall-clock time."""
     kept = plan["failures"]
     ranges = {k: Range(**v) for k, v in kept.items() if isinstance(v, dict) and set(v) == {"low", "mid", "high"}}
     known = Failures(**{f.name: ranges.get(f.name, kept[f.name]) for f in fields(Failures)})
@@ -219,7 +219,7 @@ def draw_failures(plan: Document) -> str:
 
 
 def _thinned(n: int, most: int = 200) -> list[int]:
-    """At most `most` indices of n, the last among them."""
+    """At most `most` evenly spaced indices below n, the last included."""
     return sorted({round(i * (n - 1) / max(1, min(n, most) - 1)) for i in range(min(n, most))})
 
 

@@ -1,4 +1,4 @@
-"""A figure that is not known exactly: its best guess and the 10 and 90 % quantiles of joint draws."""
+"""An uncertain figure: its best guess, and the 10 and 90 % quantiles of joint draws."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Z90 = 1.2815515655446004  # the normal distribution's 90 % quantile
 
 @lru_cache(maxsize=512)
 def normal_draws(name: str) -> np.ndarray:
-    """Standard normal draws of the unknown `name`, the same at every call; unknowns of different names are independent.
+    """Standard normal draws [DRAWS] of the unknown `name`, the same at every call; unknowns of different names are independent.
 
-    They are stratified: the quantiles of one unknown are exact.
+    The draws are stratified, so that the quantiles of a single unknown are exact.
     """
     order = np.random.default_rng(zlib.crc32(name.encode())).permutation(DRAWS)
     return np.asarray(ndtri((order + 0.5) / DRAWS))
@@ -29,11 +29,11 @@ def normal_draws(name: str) -> np.ndarray:
 
 @dataclass(frozen=True, init=False, eq=False)
 class Range:
-    """`low <= mid <= high`: 10 % quantile, best guess, 90 % quantile. Eight in ten outcomes lie between low and high.
+    """`low <= mid <= high`: 10 % quantile, best guess, 90 % quantile; an 80 % interval.
 
-    `mid` is what the best guesses of all that went into the figure give; `low` and `high` come from `draws`, in which
-    figures that depend on the same unknown move together. A figure that is given by its three ends is an unknown of its
-    own: log-normal on either side of mid (normal where an end is not above zero), and never below zero where low is not.
+    `mid` is computed from the best guesses of all inputs; `low` and `high` from `draws`, in which figures that depend on the same
+    unknown move together. A figure given by its three numbers is an unknown of its own: log-normal on either side of mid where low
+    is above zero, otherwise normal on either side, and cut off at zero where low is zero.
     """
 
     low: float
@@ -52,7 +52,10 @@ class Range:
 
     @classmethod
     def of(cls, value: Range | float | list[float] | tuple[float, ...], name: str = "") -> Range:
-        """A number without spread, `[low, mid, high]` as data files write it, or a Range as it is."""
+        """A Range of a number (without spread) or of `[low, mid, high]`, as data files have it; a Range is returned as it is.
+
+        Raises TenfoldError for a list of another length.
+        """
         if isinstance(value, Range):
             return value
         if isinstance(value, (list, tuple)):
@@ -64,7 +67,7 @@ class Range:
 
     @classmethod
     def of_draws(cls, mid: float, draws: np.ndarray) -> Range:
-        """A figure by its best guess and its draws; one that no draw changes has no spread."""
+        """A figure of its best guess and its draws; a single draw means no spread."""
         low, high = np.quantile(draws, (0.1, 0.9)) if draws.size > 1 else (mid, mid)
         made = cls.__new__(cls)
         made._set(min(low, mid), mid, max(high, mid), draws)
@@ -75,7 +78,7 @@ class Range:
         return float(np.quantile(self.draws, level))
 
     def chance_within(self, limit: float) -> float:
-        """The probability that the figure does not pass `limit`."""
+        """The probability that the figure is at most `limit`."""
         return float(np.mean(np.broadcast_to(self.draws, DRAWS) <= limit))
 
     def ends(self) -> dict[str, float]:
@@ -110,14 +113,14 @@ class Range:
     def __truediv__(self, other: Range | float) -> Range:
         other = Range.of(other)
         if min(other.low, other.draws.min()) <= 0 <= max(other.high, other.draws.max()):
-            raise TenfoldError(f"Cannot divide by the range {other.low} to {other.high}: it holds zero.")
+            raise TenfoldError(f"Cannot divide by the range {other.low} to {other.high}, which holds zero: give one above zero.")
         return apply(np.divide, self, other)
 
     def __rtruediv__(self, other: float) -> Range:
         return Range.of(other) / self
 
     def clip(self, low: float, high: float) -> Range:
-        """The part between two limits, as where a share cannot pass 1."""
+        """The figure limited to `low` and `high`, as for a share that cannot exceed 1."""
         return apply(lambda value: np.clip(value, low, high), self)
 
 
@@ -132,11 +135,11 @@ def _drawn(low: float, mid: float, high: float, name: str) -> np.ndarray:
 
 
 def apply(function: Callable[..., Any], *figures: Range | float) -> Range:
-    """A function of figures, elementwise on numpy arrays: of their best guesses, and of their draws."""
+    """Apply an elementwise numpy function to the best guesses of the figures, and to their draws."""
     known = [Range.of(f) for f in figures]
     return Range.of_draws(float(function(*(k.mid for k in known))), np.asarray(function(*(k.draws for k in known)), dtype=float))
 
 
 def total(ranges: Iterable[Range]) -> Range:
-    """The sum; zero where there is none."""
+    """The sum of the ranges; zero for none."""
     return sum(ranges, Range(0.0, 0.0, 0.0))

@@ -1,6 +1,6 @@
-"""A plan as a person reads it: one screen in the terminal, and `plan.html` with plots.
+"""Rendering of a plan: one screen in the terminal, and `plan.html` with plots.
 
-Everything is drawn from the JSON document, so a plan that was kept can be shown again.
+Both use nothing but the JSON document, so that a plan.json can be shown again.
 """
 
 from importlib import resources
@@ -17,7 +17,7 @@ AGAIN = "make it again by `tenfold plan`"
 
 
 def usd(value: float) -> str:
-    """Dollars as a person says them: `"$ 61.2 M"`, `"$ 1.84 bn"`, `"$ 930"`."""
+    """Dollars with three digits: `"$ 61.2 M"`, `"$ 1.84 bn"`, `"$ 930"`."""
     for size, name in ((1e9, " bn"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
             return f"$ {value / size:.3g}{name}"
@@ -25,12 +25,12 @@ def usd(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """A figure of three digits with thin grouping: `"26,400"`, `"0.169"`."""
+    """A number with three digits: `"26,400"`, `"0.169"`."""
     return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def headline(plan: Document) -> list[str]:
-    """Three lines: the model, the machines, the layout."""
+    """Four lines: the model, the machines, the layout, the step."""
     model, machine, layout, step = plan["model"], plan["machine"], plan["layout"], plan["step"]
     experts = f", {model['n_experts']} experts, {si(model['parameters_active'])} active" if model["n_experts"] else ""
     return [
@@ -44,7 +44,7 @@ def headline(plan: Document) -> list[str]:
 
 
 def rows(plan: Document) -> list[tuple[str, str, str, str]]:
-    """What the plan takes, each as (name, low, mid, high). The terminal and the page print the same rows."""
+    """The table of results, each row (name, low, mid, high); the same in the terminal and on the page."""
     time, failures, power, cost, foot = (plan[k] for k in ("time", "failures", "power", "cost", "footprint"))
     million_hours = {k: v / 1e6 for k, v in time["gpu_hours"].items()}
     table = [
@@ -69,7 +69,7 @@ def rows(plan: Document) -> list[tuple[str, str, str, str]]:
 
 
 def bottom_lines(plan: Document) -> list[str]:
-    """Sentences under the table: memory, checkpoints, time lost, the year that energy is compared with."""
+    """Sentences under the table: memory, checkpoints, lost time, purchases, and the footnote of the energy comparison."""
     memory, failures, step = plan["memory"], plan["failures"], plan["step"]
     lost = ", ".join(f"{k} {100 * v:.1f} %" for k, v in failures["shares"].items() if k != "training")
     longest = sorted(step["parts_s"].items(), key=lambda part: -part[1])[:4]
@@ -80,7 +80,7 @@ def bottom_lines(plan: Document) -> list[str]:
         f"Checkpoint of {si(failures['checkpoint_bytes'], 'B')} every {duration(failures['checkpoint_interval_s'])}, "
         f"stall {duration(failures['checkpoint_stall_s'])}. Lost: {lost}. "
         f"Effective in simulated runs: {100 * failures['simulated_share']['mid']:.1f} %.",
-        f"Bought for it: {100 * plan['outlay']['run_share']['mid']:.0f} % is this run's; "
+        f"Bought for it: this run uses up {100 * plan['outlay']['run_share']['mid']:.0f} %; "
         + ", ".join(f"{usd(r['mid'])} {when}" for when, r in plan["outlay"]["paid_usd"].items())
         + ".",
         f"* {plan['power']['year']}.",
@@ -88,7 +88,7 @@ def bottom_lines(plan: Document) -> list[str]:
 
 
 def chance_words(plan: Document) -> list[str]:
-    """`Done within 90 days: 83 %.` for every limit that was given."""
+    """A sentence such as `Done within 90 days: 83 %.` for each limit that was given."""
     said = {
         "done_by_the_deadline": lambda limit: f"Done within {limit:g} days",
         "rented_under_the_budget": lambda limit: f"Rented for at most {usd(limit)}",
@@ -98,7 +98,10 @@ def chance_words(plan: Document) -> list[str]:
 
 
 def terminal(plan: Document) -> RenderableType:
-    """The plan on one screen of 80 columns: headline, table, what binds, the next best layouts."""
+    """The plan on one screen of 80 columns: headline, table, chances, notes, and the second-best layout.
+
+    Raises TenfoldError for a document of another schema.
+    """
     require_version(plan["schema"], (SCHEMA,), "The plan", AGAIN)
     table = Figures(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
     table.add_column("", min_width=32)
@@ -119,7 +122,7 @@ def terminal(plan: Document) -> RenderableType:
 
 
 def html(plan: Document) -> str:
-    """The plan as one page that needs no other file, its plots inside as SVG."""
+    """The plan as one self-contained page, with its plots as inline SVG. Raises TenfoldError for another schema."""
     import jinja2
 
     from tenfold.plan import plots

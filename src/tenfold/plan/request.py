@@ -1,4 +1,4 @@
-"""What a person asks a plan for. Each struct is a table of the command's options."""
+"""The request of a plan. Each class is a group of the command's options."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,30 +21,45 @@ VOCABULARY = 128_256  # Llama 3's
 
 @dataclass(frozen=True)
 class Request:
-    """The model: a parent and a factor, or FLOPs, or a shape of one's own; and how to shape it."""
+    """The model: its compute (a published model and a factor, or FLOPs) or its shape, its tokens, and its experts."""
 
-    after: Annotated[Text | None, Meta(description="A published model to follow.")] = None
-    times: Annotated[Times | None, Meta(description="How many times its compute (10 where not said).")] = None
-    flops: Annotated[Flops | None, Meta(description="Training compute, as 3.8e26.")] = None
-    model: Annotated[File | None, Meta(description="A shape of one's own, as TOML (fields of ModelSpec).")] = None
-    tokens: Annotated[Tokens | None, Meta(description="Tokens to train on, as 15T, in place of the law's.")] = None
-    law: Annotated[Text | None, Meta(description="llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`.")] = None
+    after: Annotated[
+        Text | None, Meta(description="Published model to follow, such as llama-3.1-405b: plan --times its training compute.")
+    ] = None
+    times: Annotated[Times | None, Meta(description="Factor on the compute of --after; default: 10.")] = None
+    flops: Annotated[Flops | None, Meta(description="Training compute in FLOPs, such as 3.8e26.")] = None
+    model: Annotated[
+        File | None, Meta(description="Shape of the model: a TOML file with the fields of ModelSpec, or a published model's name.")
+    ] = None
+    tokens: Annotated[Tokens | None, Meta(description="Tokens to train on, such as 15T, in place of the law's.")] = None
+    law: Annotated[
+        Text | None,
+        Meta(description="Law for the best size: llama3, chinchilla, besiroglu, or a law.json of `tenfold law fit`."),
+    ] = None
     vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary.")] = VOCABULARY
-    experts: Annotated[Experts, Meta(description="Experts of a mixture (0: dense).")] = 0
+    experts: Annotated[Experts, Meta(description="Routed experts per layer (0: a dense model).")] = 0
     experts_per_token: Annotated[
-        Experts, Meta(description="Experts per token (0: one in 32).", extra={"flag": "--active-experts"})
+        Experts, Meta(description="Routed experts per token (0: one in 32 of --experts).", extra={"flag": "--active-experts"})
     ] = 0
-    shared: Annotated[Experts, Meta(description="Experts that every token passes.", extra={"flag": "--shared-experts"})] = 1
-    interleave: Annotated[Count, Meta(description="Every how many layers are routed.")] = 1
-    unique_tokens: Annotated[Tokens | None, Meta(description="Unique tokens at hand, as 15T.", extra={"flag": "--data-tokens"})] = (
-        None
-    )
-    feedback_tokens: Annotated[FeedbackTokens, Meta(description="Unique tokens that users add for each next generation.")] = 0.0
+    shared: Annotated[
+        Experts, Meta(description="Shared experts per layer, which every token uses.", extra={"flag": "--shared-experts"})
+    ] = 1
+    interleave: Annotated[Count, Meta(description="A layer has experts every so many layers (1: all layers).")] = 1
+    unique_tokens: Annotated[
+        Tokens | None,
+        Meta(
+            description="Unique tokens in the corpus, such as 15T; default: the largest published one.",
+            extra={"flag": "--data-tokens"},
+        ),
+    ] = None
+    feedback_tokens: Annotated[
+        FeedbackTokens, Meta(description="Unique tokens that users' feedback adds to the corpus for each next generation.")
+    ] = 0.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run must hold, as far as something is said: wall-clock days, money."""
+    """The limits that a run must keep: wall-clock days, and USD; None where not given."""
 
     days: float | None = None
     budget_usd: float | None = None
@@ -52,14 +67,19 @@ class Limits:
 
 @dataclass(frozen=True)
 class GpuRequest:
-    """What is fixed: the number of GPUs, the days, or the money for rent; what is None is solved for."""
+    """The constraints: the number of GPUs, the days, or the budget for rent; what is None is solved for."""
 
-    gpus: Annotated[Gpus | None, Meta(description="How many; solved for where --days or --budget-usd is given.")] = None
-    days: Annotated[Days | None, Meta(description="Days by the clock, failures and what comes beside the steps included.")] = None
-    budget_usd: Annotated[
-        Budget | None, Meta(description="Money for rent: the compute follows from it, or its probability where that is given.")
+    gpus: Annotated[
+        Gpus | None, Meta(description="Number of GPUs at most; without it, as many as --days or --budget-usd need.")
     ] = None
-    confidence: Annotated[Confidence, Meta(description="Probability with which --days and --budget-usd are to hold.")] = 0.8
+    days: Annotated[
+        Days | None, Meta(description="Wall-clock days of the run, with failures and all that it takes beside its steps.")
+    ] = None
+    budget_usd: Annotated[
+        Budget | None,
+        Meta(description="USD for rent. Without a known compute it determines the compute; with one, its probability is printed."),
+    ] = None
+    confidence: Annotated[Confidence, Meta(description="Probability (0.05 to 0.95) with which --days and --budget-usd hold.")] = 0.8
 
     @property
     def limits(self) -> Limits:
@@ -68,8 +88,8 @@ class GpuRequest:
 
 @dataclass(frozen=True)
 class StepRequest:
-    """A step of the training."""
+    """The size and precision of a training step."""
 
-    seq_len: Annotated[SeqLen, Meta(description="Tokens of a sequence.")] = 8192
-    global_batch: Annotated[CountOrNone, Meta(description="Sequences per step (0: from the compute).")] = 0
-    dtype: Annotated[str, Meta(description="What matrix products are computed in: bf16, fp8 or fp4 (NVFP4).")] = "bf16"
+    seq_len: Annotated[SeqLen, Meta(description="Tokens in a sequence.")] = 8192
+    global_batch: Annotated[CountOrNone, Meta(description="Sequences per step (0: derived from the compute).")] = 0
+    dtype: Annotated[str, Meta(description="Data type of the matrix products: bf16, fp8 or fp4 (NVFP4).")] = "bf16"

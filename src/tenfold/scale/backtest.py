@@ -1,4 +1,4 @@
-"""Back-tests: hide the upper part of the points, forecast it, and count how often the intervals held."""
+"""Back-tests of a law: hide the points of the largest compute, forecast them, and count how often the intervals contain them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from tenfold.spec.errors import TenfoldError
 
 @dataclass(frozen=True)
 class Prediction:
-    """One hidden point: what was forecast, what came, whether each interval held."""
+    """One hidden point: its measured `loss`, the forecast, and whether each interval (percent) contains the loss."""
 
     params: float
     tokens: float
@@ -27,6 +27,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Backtest:
+    """The forecasts of all hidden points by a law fitted to the points of at most `fitted_up_to_flops`."""
+
     fitted_points: int
     fitted_up_to_flops: float
     predictions: list[Prediction]
@@ -50,19 +52,24 @@ class Backtest:
 
 
 def backtest(points: Sequence[Point], holdout: float, *, asymptote: tuple[float, float] | None = None, seed: int = 0) -> Backtest:
-    """Fit the points of at most 1 / `holdout` of the largest compute and predict the others; `asymptote` as in `fit_law`."""
+    """Fit the points of at most 1 / `holdout` of the largest compute and forecast the others; `asymptote` as in `fit_law`.
+
+    Raises TenfoldError where no point is hidden, too few are left, or `fit_law` does.
+    """
     if holdout <= 1:
         raise TenfoldError(f"--holdout must be more than 1 (10 hides the last factor of ten), not {holdout:g}.")
+    if not points:
+        raise TenfoldError("There are no points for a back-test: give rows with positive numbers.")
     edge = max(p.flops for p in points) / holdout * 1.0001
     below = [p for p in points if p.flops <= edge]
     above = [p for p in points if p.flops > edge]
     minimum = minimum_points(asymptote)
     if not above:
-        raise TenfoldError(f"--holdout {holdout:g} hides no point: hold out more (10 hides the last factor of ten).")
+        raise TenfoldError(f"--holdout {holdout:g} hides no point: give a larger one (10 hides the last factor of ten).")
     if len(below) < minimum:
         raise TenfoldError(
             f"Only {len(below)} points lie below 1/{holdout:g} of the largest compute and a law needs {minimum}: "
-            "hold out less or add smaller runs."
+            "lower --holdout or add smaller runs."
         )
     law = fit_law(below, asymptote=asymptote, seed=seed)
     predictions = []
@@ -75,7 +82,7 @@ def backtest(points: Sequence[Point], holdout: float, *, asymptote: tuple[float,
 
 
 def rung_by_rung(points: Sequence[Point], *, asymptote: tuple[float, float] | None = None, seed: int = 0) -> list[Backtest]:
-    """For every budget that leaves enough below it: drop it and all above, and predict that budget."""
+    """For each rung with enough points below it, a law fitted to those points and its forecasts of that rung."""
     groups = rungs(points)
     found = []
     for i, (_, rung) in enumerate(groups):

@@ -1,10 +1,11 @@
-"""Bends of a loss over compute that no law follows: a law's tangent space, and which part of a bend lies outside of it.
+"""Bends in the curve of loss over compute that no law can fit: the basis of the test in `limit`.
 
-A bend of size `b` that begins at a compute C0 adds b log10(C / C0) to the logarithm of the loss beyond C0: the loss goes on with
-another slope there (a break as in broken neural scaling laws, Caballero et al., arXiv 2210.14891, at its sharpest), or nearly
-with none, where a floor is reached. What the law's own parameters can follow of it is no bend, so points and bends are projected
-onto what they cannot. Gaussian noise points in every direction of that space alike, whatever its size, so the distribution of
-the largest cosine between it and a bend needs no noise to be known and is found by drawing.
+A bend of size `b` that begins at a compute C0 adds b log10(C / C0) to the logarithm of the loss beyond C0. The loss then falls
+with another slope (the sharpest case of a break in broken neural scaling laws, Caballero et al., arXiv 2210.14891), or hardly
+falls, where it reaches a floor. The part of a bend that a change of the law's parameters could also produce cannot be told from
+the law. Points and bends are therefore projected onto the complement of the law's tangent space. Gaussian noise has no preferred
+direction in that space, so the distribution of the largest cosine between noise and a bend does not depend on the size of the
+noise; it is found by simulation.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +18,20 @@ from tenfold.scale.forms import FORMS, Form, fit
 from tenfold.scale.points import Point, arrays
 from tenfold.scale.posterior import KERNELS, Data, Scale, first_fits, trust
 
-PLACES = 20  # at which a bend may begin, evenly over the computes of the points
+PLACES = 20  # computes at which a bend may begin, evenly spaced in the logarithm over those of the points
 DRAWS = 4000
-FLAT = 1e-3  # of a bend's length: what is left of one that a law follows
-SQUARES = 10.0  # of log loss: a Huber loss so wide is one of squares
+FLAT = 1e-3  # a bend of which a smaller share of its length remains outside of the tangent space is left out
+SQUARES = 10.0  # delta of the Huber loss, in log loss: so wide that the loss is quadratic everywhere
 OFF_FRONTIER = max(off for _, _, off in KERNELS)
 
 
 @dataclass(frozen=True)
 class BestLaw:
-    """The form with the least squares, at its best parameters. `trusted` [n] is how much each point counts, `spread` [n] how many
-    times the noise of the best run of its compute it has."""
+    """The form with the least weighted squares, at its best parameters.
+
+    `trusted` [n] is how much each point counts (0 to 1), `spread` [n] its noise as a multiple of that of the best run at its
+    compute.
+    """
 
     form: Form
     theta: np.ndarray
@@ -37,21 +41,21 @@ class BestLaw:
 
     @property
     def root_weight(self) -> np.ndarray:
-        """[n], by which rows are multiplied for equal noise."""
+        """Factors [n] that give all rows the same noise."""
         return np.sqrt(self.trusted) / self.spread
 
     @property
     def residual(self) -> np.ndarray:
-        """[n], log loss less the law's."""
+        """The log loss of the points minus the law's [n]."""
         return self.data.y - self.form.value(self.theta, self.data.u, self.data.v)[0]
 
     def slope(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Directions [n, P] in which the parameters move the log loss of runs at (u, v)."""
+        """The Jacobian [n, P] of the log loss of runs at u = log N and v = log D (centred as in `Data`)."""
         return self.form.value(self.theta, u, v)[1]
 
 
 def best_law(points: Sequence[Point]) -> BestLaw:
-    """Of Chinchilla's form and Kaplan's, fitted without a prior, the one with the least weighted squares."""
+    """Fit Chinchilla's and Kaplan's forms without a prior, and return the one with the least weighted squares."""
     data = Data.of(points)
     first = first_fits(data, None)
     scale = Scale(first["chinchilla"])
@@ -66,9 +70,9 @@ def best_law(points: Sequence[Point]) -> BestLaw:
 
 @dataclass(frozen=True)
 class Bends:
-    """Bends that begin at `breaks` [places] (log10 FLOPs), in the space of `basis` [n, free] that no parameter reaches.
+    """Bends that begin at `breaks` [places] (log10 FLOPs), projected onto `basis` [n, free], the complement of the tangent space.
 
-    `root_weight` and `log_flops` (log10) are those of the n runs.
+    `root_weight` and `log_flops` (log10) [n] are those of the runs.
     """
 
     basis: np.ndarray
@@ -78,7 +82,7 @@ class Bends:
 
     @staticmethod
     def of(slope: np.ndarray, root_weight: np.ndarray, log_flops: np.ndarray) -> "Bends":
-        """Bends of runs whose law has the `slope` [n, P]; only those of which some is left."""
+        """Bends of runs at which the law has the Jacobian `slope` [n, P]; only those that the law cannot follow (`FLAT`)."""
         rows = slope * root_weight[:, None]
         left, size, _ = np.linalg.svd(rows / np.linalg.norm(rows, axis=0))
         basis = left[:, int((size > 1e-9 * size[0]).sum()) :]
@@ -88,30 +92,30 @@ class Bends:
         return Bends(basis, root_weight, log_flops, breaks[np.linalg.norm(bends.columns, axis=0) > FLAT * whole])
 
     def beyond(self, place: float) -> np.ndarray:
-        """What a bend of 1 that begins at `place` leaves [free]."""
+        """The projection [free] of a bend of size 1 that begins at `place` (log10 FLOPs)."""
         return self.seen(np.maximum(0.0, self.log_flops - place))
 
     def seen(self, log_loss: np.ndarray) -> np.ndarray:
-        """The part [free] of differences of log loss [n] that no parameter follows."""
+        """The projection [free] of differences of log loss [n]: the part that no change of the parameters can produce."""
         return self.basis.T @ (self.root_weight * log_loss)
 
     @cached_property
     def columns(self) -> np.ndarray:
-        """`beyond` of all breaks [free, places]."""
+        """The projections of all bends [free, places]."""
         return np.stack([self.beyond(place) for place in self.breaks], -1)
 
     @cached_property
     def units(self) -> np.ndarray:
-        """`columns` of length 1."""
+        """`columns`, each scaled to length 1."""
         return self.columns / np.linalg.norm(self.columns, axis=0)
 
     def cosine(self, z: np.ndarray) -> np.ndarray:
-        """The largest cosine [draws] between vectors z [draws, free] and a bend upwards."""
+        """The largest cosine [draws] between vectors z [draws, free] and an upward bend at any break."""
         return (z @ self.units).max(-1) / np.linalg.norm(z, axis=-1)
 
     @cached_property
     def noise(self) -> np.ndarray:
-        """Draws of noise of size 1 [draws, free], the same at every call."""
+        """Draws of standard normal noise [draws, free], the same at every call."""
         return np.random.default_rng(0).standard_normal((DRAWS, self.basis.shape[1]))
 
     @cached_property
@@ -119,8 +123,10 @@ class Bends:
         return self.cosine(self.noise)
 
     def power(self, place: float, level: float) -> Callable[[float], float]:
-        """The probability of an alarm, which noise alone raises with the probability `level`, where a bend begins at `place`: a
-        function of the size of the bend (log loss a decade) over the noise of a run (relative)."""
+        """The power of the test at significance `level` against a bend that begins at `place` (log10 FLOPs).
+
+        Returns a function of the bend's size (log loss per decade) divided by the relative noise of a run.
+        """
         bend, threshold = self.beyond(place), np.quantile(self.noise_cosines, 1 - level)
         noise, along = self.noise @ self.units, self.noise @ bend
         lengths, shift = (self.noise**2).sum(-1), bend @ self.units

@@ -1,4 +1,4 @@
-"""Two generations of equal compute beside one another, a dense one and one with experts: forecast and measured."""
+"""Comparison of two generations of equal compute, a dense one and one with experts: forecast and measured loss."""
 
 import json
 import math
@@ -14,31 +14,31 @@ from tenfold.scale.sparsity import fit_sparsity
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.metrics import read_metrics
 
-SIGMA_80 = 1.2816
-T5_80 = 1.4759  # Student's t with 5 degrees, as the law's noise has
+FAMILIES = {"llama3", "llama4"}  # dense, and with experts
+T5_80 = 1.4759  # 90 % quantile of Student's t with 5 degrees of freedom: half of an 80 % interval, for a small ladder's noise
 
 
 def other_family(generation: Path) -> Path | None:
-    """The newest scored generation beside this one that differs in family (and seed) alone."""
+    """The newest scored generation in the same home, of the other of `FAMILIES`, with equal settings apart from the seed."""
     mine = read_settings(generation)
     for other in reversed(generations(generation.parent)):
         theirs = read_settings(other)
         alike = replace(theirs, family=mine.family, seed=mine.seed) == mine
-        if alike and theirs.family != mine.family and (other / "score.json").exists():
+        if alike and {mine.family, theirs.family} == FAMILIES and (other / "score.json").exists():
             return other
     return None
 
 
 def comparison(generation: Path, other: Path) -> dict[str, Any]:
-    """Bits per byte of both, and the difference of the one with experts in percent (negative is better), with 80 %
-    intervals: the forecast's from both forecasts, the measured one's from what single runs of the ladders scatter.
+    """Bits per byte of both generations, and how much lower (negative) or higher that with experts is, in percent.
 
-    With the law of both ladders by active and total parameters (`sparsity`). Raises TenfoldError where it is not one
-    dense generation and one with experts at equal compute.
+    The differences have 80 % intervals: that of the forecasts from the intervals of both, that of the measured losses from the
+    noise of a single run by each ladder's law. `sparsity` is a law of both ladders by active and total parameters. Raises
+    TenfoldError where it is not one dense generation and one with experts at equal compute.
     """
     by_family = {read_settings(g).family: g for g in (generation, other)}
     settings = [read_settings(g) for g in (generation, other)]
-    if set(by_family) != {"llama3", "llama4"} or settings[0].top_flops != settings[1].top_flops:
+    if set(by_family) != FAMILIES or settings[0].top_flops != settings[1].top_flops:
         raise TenfoldError(f"{generation.name} and {other.name} are not a dense generation and one with experts at equal compute.")
     dense, experts = by_family["llama3"], by_family["llama4"]
     sides = {"dense": dense, "experts": experts}
@@ -63,15 +63,16 @@ def _difference(experts: float, dense: float, spread: float) -> dict[str, Any]:
 
 
 def _sparsity(dense: Path, experts: Path) -> dict[str, Any] | None:
-    """The law of both ladders; None where a ladder's runs are gone."""
+    """The law of both ladders together; None where one has no ladder (it climbed on from another generation, or was deleted)."""
+    ladders = [sorted(g.glob("ladder/*/run.jsonl")) for g in (dense, experts)]
+    if not all(ladders):
+        return None
     points, totals = [], []
-    for run in sorted(file for g in (dense, experts) for file in g.glob("ladder/*/run.jsonl")):
+    for run in sorted(run for ladder in ladders for run in ladder):
         events = read_metrics(run)
         start, end = events[0], events[-1]
         counts = start["parameters"]
         points.append(Point(end["parameters"], end["tokens"], end["flops"], end["bits_per_byte"]))
         totals.append(counts["matrix_active"] + counts["total"] - counts["active"])
-    if not points:
-        return None
     law = fit_sparsity(points, totals)
     return {"gamma": law.gamma, "interval_80": list(law.interval_80), "runs": len(points), "noise": law.law.noise}

@@ -1,4 +1,4 @@
-"""The climb: ladder, law, forecast, run, score. Every step finds what is already done and goes on from there.
+"""The climb: ladder, law, forecast, run, score. Each step whose files exist is skipped, so that a stopped climb can be resumed.
 
 generations/
   corpus-stdlib-2048/
@@ -62,19 +62,20 @@ from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
 from tenfold.train.text import open_source
 
-EVALUATE_TOKENS = 98_304
-PROBE_SECONDS = 8.0
-SMALLEST = 32  # width of a model that only opens the data
-MAX_EPOCHS = 2.0  # of data that are no text
+EVALUATE_TOKENS = 98_304  # of validation text, at the end of each run
+PROBE_SECONDS = 8.0  # of training, to measure the speed
+SMALLEST = 32  # width of the model in the configuration that only opens the data
+MAX_EPOCHS = 2.0  # over data of other tasks than pretraining
 
 
 Say = Callable[[str], None]
 
 
 def climb(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -> Path:
-    """Climb once in `home`; returns the generation's directory. Raises TenfoldError; Ctrl-C loses nothing.
+    """Climb once in `home`, or resume the climb that was stopped there; returns the generation's directory.
 
-    `on` names the launcher of the ladder's runs, such as "ray"; the points are the same with each.
+    `on` names the launcher of the ladder's runs, such as "ray"; the points do not depend on it. Raises TenfoldError where the
+    settings, the data or the home do not allow the climb, and where a run was stopped.
     """
     with _alone(home):
         settings = _resolved(settings, home)
@@ -87,7 +88,10 @@ def climb(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool = False,
 
 
 def again(home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -> Path:
-    """Take the newest finished generation as the top rung, and climb to ten times its compute; go on with such a climb."""
+    """Climb to ten times the compute of the newest finished generation, with that one added to its points as the top rung.
+
+    Resumes such a climb that was stopped. Raises TenfoldError where no generation in `home` is finished.
+    """
     with _alone(home):
         last = newest(home)
         if last is not None and is_begun(last) and not is_finished(last) and parent_of(last):
@@ -100,7 +104,7 @@ def again(home: Path, *, say: Say, quiet: bool = False, on: str | None = None) -
             raise TenfoldError(f"There is no finished generation in {home} to climb from: run `tenfold climb` first.")
         settings = read_settings(last)
         higher = replace(settings, top_flops=10 * settings.top_flops)
-        points = [*read_points_file(last), _point(_need(read_result(last)))]
+        points = [*read_points_file(last), _point(read_result(last), last)]
         corpus = _checked_corpus(higher, home, say=say, quiet=quiet)
         generation = begin(home, higher, corpus, parent=last.name)
         write_points(points, generation)
@@ -113,7 +117,7 @@ def _alone(home: Path) -> AbstractContextManager[None]:
 
 
 def _resolved(settings: ClimbSettings, home: Path) -> ClimbSettings:
-    """The settings with the corpus's path from any folder, and the vocabulary of one that is built already."""
+    """The settings with an absolute path of the corpus, and the vocabulary size of a corpus that is built already."""
     source, vocab_size = settings.corpus, settings.vocab_size
     if not settings.is_text:
         return settings
@@ -121,13 +125,14 @@ def _resolved(settings: ClimbSettings, home: Path) -> ClimbSettings:
         vocab_size = open_source(source, home, vocab_size, DataConfig().cache_gib).vocab_size
         if settings.vocab_size not in (vocab_size, ClimbSettings.vocab_size):
             raise TenfoldError(
-                f"The corpus {source} has a vocabulary of {vocab_size} tokens: leave --vocab-size out, or give its text."
+                f"The corpus {source} has a vocabulary of {vocab_size} tokens, not {settings.vocab_size}: leave --vocab-size out, "
+                "or give the text instead of the built corpus."
             )
     return replace(settings, corpus=source if is_remote(source) else where(source), vocab_size=vocab_size)
 
 
 def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: bool) -> Source:
-    """The climb's corpus, built where it is not there yet. Raises TenfoldError for a ladder that cannot be trained on it."""
+    """The climb's data; a text's corpus is built first. Raises TenfoldError where the ladder cannot be trained on them."""
     resolve_device(settings.device)
     if not settings.is_text:
         config = _config(settings, SMALLEST, 64 * settings.seq_len, settings.seed)
@@ -136,7 +141,7 @@ def _checked_corpus(settings: ClimbSettings, home: Path, *, say: Say, quiet: boo
         _require_unseen(opened, max(rung.tokens for rung in _ladder(settings, opened.vocab_size)))
         return opened
     ladder = _ladder(settings, settings.vocab_size)
-    say(f"Preparing the corpus {settings.corpus!r}: what is new is cleaned, searched for copies and tokenized ...")
+    say(f"Preparing the corpus {settings.corpus!r}: new text is cleaned, deduplicated and tokenized ...")
     corpus = open_source(settings.corpus, home, settings.vocab_size, DataConfig().cache_gib, quiet=quiet)
     splits = corpus.manifest["splits"]
     say(f"Corpus: {splits['train']['tokens'] / 1e6:.1f}M tokens of training text ({splits['train']['bytes'] / 1e6:.0f} MB).")
@@ -151,16 +156,17 @@ def _ladder(settings: ClimbSettings, vocab_size: int) -> list[Rung]:
 
 
 def _require_unseen(data: Opened, tokens: int) -> None:
-    """Raises TenfoldError where a run would see its data more than `MAX_EPOCHS` times, and be on another curve than the rest."""
+    """Raises TenfoldError where a run would read its data more than `MAX_EPOCHS` times: its loss would follow another curve than
+    that of the other runs."""
     if data.epoch_tokens and tokens > MAX_EPOCHS * data.epoch_tokens:
         raise TenfoldError(
-            f"A run of the climb reads {tokens / 1e6:.2f}M tokens, and the data have {data.epoch_tokens / 1e6:.2f}M: lower --top "
-            "or give more of them."
+            f"A run of the climb reads {tokens / 1e6:.2f}M tokens, more than {MAX_EPOCHS:g} epochs of the data "
+            f"({data.epoch_tokens / 1e6:.2f}M tokens each): lower --top or give more data."
         )
 
 
 def _asymptote(settings: ClimbSettings) -> tuple[float, float] | None:
-    """What is known of the lowest loss: of text, in bits per byte; of others nothing."""
+    """The prior of the lowest loss: that of text in bits per byte; none (None) for other tasks."""
     return BITS_PER_BYTE if settings.is_text else None
 
 
@@ -190,7 +196,7 @@ def _climb_in(generation: Path, settings: ClimbSettings, corpus: Source, *, say:
         config = _config(settings, forecast["width"], forecast["tokens"], settings.seed)
         result = train_on_source(config, corpus, generation, quiet=quiet, notes=notes)
         if not result.finished:
-            raise TenfoldError(f"The climb was stopped at step {result.step}: `tenfold climb` goes on from there.")
+            raise TenfoldError(f"The climb was stopped at step {result.step} of its last run: the same command resumes it.")
     scored = score(generation)
     record_outcome(generation, scored["scores"])
     documents.write(generation / "score.json", scored)
@@ -205,18 +211,18 @@ def _train_ladder(generation: Path, settings: ClimbSettings, corpus: Source, *, 
     say(f"Ladder: {len(ladder)} runs at {len({r.flops for r in ladder})} budgets, {total:.2g} FLOPs in all{where}")
     directories = [generation / "ladder" / rung.name for rung in ladder]
     results = [read_result(directory) for directory in directories]
-    # The longest first, so that none is left over at the end; at equal compute the narrowest is the slowest.
+    # The longest runs first, so that no long one starts last; at equal compute the narrowest is the slowest.
     missing = sorted((i for i, r in enumerate(results) if r is None), key=lambda i: (-ladder[i].flops, ladder[i].width))
-    # Each run has a seed of its own: the luck of one draw must not lean on all points alike.
+    # Each run has its own seed, so that the noise of the points is independent.
     seeds = [settings.seed * 1000 + i + 1 for i in range(len(ladder))]
     runs = [(_config(settings, ladder[i].width, ladder[i].tokens, seeds[i]), directories[i]) for i in missing]
     for done, (k, result) in enumerate(train_rungs(runs, corpus, at_once, on=on or "local", quiet=quiet)):
         i = missing[k]
         if not result.finished:
-            raise TenfoldError("The climb was stopped in its ladder: the same command goes on from there.")
+            raise TenfoldError("The climb was stopped in its ladder: the same command resumes it.")
         results[i] = result
         say(_rung_line(len(ladder) - len(missing) + done + 1, len(ladder), ladder[i], result, _unit(settings)))
-    write_points([_point(_need(r)) for r in results], generation)
+    write_points([_point(r, directory) for r, directory in zip(results, directories, strict=True)], generation)
 
 
 def _forecast(generation: Path, settings: ClimbSettings, corpus: Source, law: Law) -> None:
@@ -245,9 +251,9 @@ def _forecast(generation: Path, settings: ClimbSettings, corpus: Source, law: La
 
 
 def choose_params(law: Law, points: list[Point], flops: float) -> float:
-    """Parameters for `flops`: the law's optimum, but no further from the ladder's own best size than published laws go.
+    """Parameters for `flops`: the law's optimum, limited to the growth from the ladder's own best size that published laws have.
 
-    From the best size of the top rung, N* may grow as C^0.4 to C^0.6 (Chinchilla: 0.46 to 0.50; Llama 3: 0.46).
+    From the best size of the top rung on, N* grows as C^0.4 or more and C^0.6 or less (Chinchilla: 0.46 to 0.50; Llama 3: 0.46).
     """
     top_flops, top = rungs(points)[-1]
     best = minimum(top)
@@ -286,16 +292,18 @@ def _rung_line(done: int, count: int, rung: Rung, result: RunResult, unit: str) 
     )
 
 
-def _point(result: RunResult) -> Point:
+def _point(result: RunResult | None, directory: Path) -> Point:
+    """The point of a finished run. Raises TenfoldError for a run that has no result, or whose loss is no number."""
+    if result is None:
+        raise TenfoldError(f"{directory / 'run.jsonl'} has no finished run: restore that file, or climb in another --home.")
+    if not math.isfinite(_loss(result)):
+        raise TenfoldError(
+            f"The run in {directory} ended with a loss of {_loss(result)}: climb in another --home, with another --seed or "
+            "--optimizer."
+        )
     return Point(result.parameters, result.tokens, result.flops, _loss(result))
 
 
 def _loss(result: RunResult) -> float:
-    """In bits per byte of text, else in nats."""
+    """In bits per byte for a text, in nats otherwise."""
     return result.loss if math.isnan(result.bits_per_byte) else result.bits_per_byte
-
-
-def _need(result: RunResult | None) -> RunResult:
-    if result is None or not math.isfinite(_loss(result)):
-        raise TenfoldError("The generation to climb from has no finished run.")
-    return result

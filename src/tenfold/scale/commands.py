@@ -1,4 +1,4 @@
-"""Fit scaling laws, test them on what they have not seen, and score a forecast."""
+"""Fit scaling laws, back-test them on runs that they were not fitted to, and score forecasts."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,38 +20,46 @@ LABELS = {
 }
 DRAWN = (".png", ".svg", ".pdf")
 Holdout = Annotated[float, Meta(gt=1)]
-PointsFile = Annotated[File, Meta(description="A CSV file with params, tokens and/or flops, and loss.")]
-Columns = Annotated[str, Meta(description="Column names, as params=n,tokens=d,flops=c,loss=l.")]
-BitsPerByte = Annotated[bool, Meta(description="Losses are in bits per byte: what is known of their lowest value is used.")]
+PointsFile = Annotated[
+    File, Meta(description="CSV file with a row for each finished run: loss, and two or three of params, tokens and flops.")
+]
+Columns = Annotated[str, Meta(description="The file's own column names, for example params=n,tokens=d,flops=c,loss=l.")]
+BitsPerByte = Annotated[bool, Meta(description="The loss is in bits per byte: use a prior of the lowest reachable loss of text.")]
 
 
 class PointOptions(Struct, frozen=True):
-    """How a file of measured points is read."""
+    """How a file of finished runs is read."""
 
     columns: Columns = ""
     bits_per_byte: BitsPerByte = False
 
     @property
     def asymptote(self) -> Any:
-        """What is known of the lowest loss."""
+        """The prior of the lowest loss, as `fit_law` takes it."""
         from tenfold.scale.law import BITS_PER_BYTE
 
         return BITS_PER_BYTE if self.bits_per_byte else None
 
 
 class FitOptions(Struct, frozen=True):
-    """What is fitted beside the law, and where it is kept."""
+    """What is fitted or forecast, and where the law is written."""
 
     total: Annotated[
-        str | None, Meta(description="A column of total parameters, where models have experts: fits what idle ones count.")
+        str | None,
+        Meta(
+            description="Column of total parameters, for models with experts: fit only how much the parameters count that a token "
+            "does not use."
+        ),
     ] = None
-    flops: Annotated[Flops | None, Meta(description="Also forecast the best run of this compute.")] = None
-    out: Annotated[File | None, Meta(description="Write the law as JSON.")] = None
-    plot: Annotated[File | None, Meta(description="Draw the points and the law.")] = None
+    flops: Annotated[
+        Flops | None, Meta(description="Compute in FLOPs whose best run is forecast; default: ten times the largest in the file.")
+    ] = None
+    out: Annotated[File | None, Meta(description="Write the law to this JSON file.")] = None
+    plot: Annotated[File | None, Meta(description="Draw the points and the law into this file (.png, .svg or .pdf).")] = None
 
 
 def beside_lines(generation: Path) -> list[str]:
-    """How a generation compares with the newest of the other family and equal compute in its home; empty without one."""
+    """Lines that compare a generation with that of the other family and equal settings in its home; empty without one."""
     from tenfold.scale.beside import comparison, other_family
 
     other = other_family(generation)
@@ -67,7 +75,7 @@ def beside_lines(generation: Path) -> list[str]:
 
 
 def score_table(generation: Path, scored: dict[str, Any]) -> Any:
-    """The forecast of a generation beside what was measured."""
+    """A table of a generation's forecast and its measured values."""
     from tenfold.spec.terminal import Figures
 
     forecast = documents.read(generation / "forecast.json")
@@ -89,7 +97,7 @@ def score_table(generation: Path, scored: dict[str, Any]) -> Any:
 
 
 def score(generation: Annotated[Folder, Meta(description="A generation's directory.")], /, *, json: Json = False) -> None:
-    """Score the forecast of a finished generation; a forecast changed after the run began is refused.
+    """Compare a generation's forecast with its finished run. A forecast that was changed after the run began is refused.
 
     Example: tenfold score generations/g1
     """
@@ -97,7 +105,7 @@ def score(generation: Annotated[Folder, Meta(description="A generation's directo
     from tenfold.spec.terminal import console
 
     if not (generation / "forecast.json").exists():
-        raise TenfoldError(f"{generation} is no generation: it has no forecast.json.")
+        raise TenfoldError(f"{generation} is no generation, as it has no forecast.json: name a directory such as generations/g1.")
     scored = score_forecast(generation)
     if json:
         print_json(scored)
@@ -108,7 +116,7 @@ def score(generation: Annotated[Folder, Meta(description="A generation's directo
 def fit(
     points: PointsFile, /, *, reading: PointOptions = PointOptions(), options: FitOptions = FitOptions(), json: Json = False
 ) -> None:
-    """Fit L(N, D) to measured points.
+    """Fit the scaling law L(N, D) to finished runs, and forecast the best run of a larger compute.
 
     Example: tenfold law fit points.csv --columns params=n,tokens=d --flops 1e22
     """
@@ -148,7 +156,7 @@ def _fit_sparsity(points: Path, columns: dict[str, str], total: str, json: bool)
     low, high = found.interval_80
     print(
         f"A model of N active and M total parameters counts as a dense one of N (M/N)^{found.gamma:.2f} (80 %: {low:.2f} to "
-        f"{high:.2f}), {len(active)} points, which the law leaves {found.law.noise:.2%} apart."
+        f"{high:.2f}); {len(active)} points, noise {found.law.noise:.2%}."
     )
 
 
@@ -156,11 +164,13 @@ def backtest(
     points: PointsFile,
     /,
     *,
-    holdout: Annotated[Holdout, Meta(description="Hide all points above 1/HOLDOUT of the largest compute.")] = 10.0,
+    holdout: Annotated[
+        Holdout, Meta(description="Hide the points above 1/HOLDOUT of the largest compute, and forecast them.")
+    ] = 10.0,
     reading: PointOptions = PointOptions(),
     json: Json = False,
 ) -> None:
-    """Hide the largest runs, forecast them, and count how often the intervals held.
+    """Fit a law without the largest runs, forecast them, and count how often the intervals contain the measured loss.
 
     Example: tenfold law backtest points.csv --holdout 10 --columns params=n,tokens=d,flops=c,loss=l
     """

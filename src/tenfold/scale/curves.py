@@ -1,7 +1,7 @@
-"""The loss of a generation's run along the way, forecast from the records of the ladder's runs before it begins.
+"""Forecast of the loss along a generation's last run, from the records (`run.jsonl`) of the runs before it.
 
-The record of a run has the loss of its batches in nats per token, the law that of validation in its own unit. What the one is in
-the other is a constant of the text, which the end of every record says.
+A record has the training loss of batches in nats per token; the law is of validation loss, in bits per byte for text. The ratio of
+the two units is a constant of the text, found from the end of every record, which has the validation loss in both.
 """
 
 import math
@@ -18,11 +18,11 @@ from tenfold.scale.trajectory import FEWEST, MOMENTS, Curve, moments
 from tenfold.train.metrics import read_metrics
 from tenfold.train.result import read_result
 
-PARTS = 20  # of a run, over each of which the losses of its batches are averaged
+PARTS = 20  # equal parts of a run, over each of which the losses of the batches are averaged
 
 
 def write_trajectory(generation: Path, law: Law, params: int, tokens: int) -> None:
-    """Write `trajectory.json` for a run of `params` and `tokens`; nothing where too few runs are on record."""
+    """Write `trajectory.json` for a run of `params` and `tokens`, unless too few runs are on record."""
     found = [one for one in map(read_curve, _runs_before(generation)) if one is not None]
     if len(found) < FEWEST:
         return
@@ -33,8 +33,11 @@ def write_trajectory(generation: Path, law: Law, params: int, tokens: int) -> No
 
 
 def read_curve(directory: Path) -> tuple[Curve, float] | None:
-    """The losses of a finished run's batches, beside that of validation at its end, in nats per token; and what a nat per token
-    is in the law's unit. None for a run that has not finished, or has nothing on record in its first tenth."""
+    """The training loss along a finished run, with its final validation loss as `known`, both in nats per token; and one nat per
+    token in the law's unit.
+
+    None for a run that has not finished, or without a step on record in its first tenth.
+    """
     result = read_result(directory)
     rows = [row for row in read_metrics(directory / "run.jsonl") if row.get("event") == "step" and row["loss"] is not None]
     if result is None or not rows or rows[0]["tokens"] > MOMENTS[0] * result.tokens:
@@ -48,7 +51,7 @@ def read_curve(directory: Path) -> tuple[Curve, float] | None:
 
 
 def _runs_before(generation: Path) -> Iterator[Path]:
-    """The ladder's runs, and those of the generations that it climbed on from."""
+    """The directories of the ladder's runs, and of the runs of the generations that this one climbed on from."""
     folder: Path | None = generation
     while folder is not None:
         yield from (path.parent for path in sorted(folder.glob("ladder/*/run.jsonl")))

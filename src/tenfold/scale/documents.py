@@ -1,4 +1,4 @@
-"""A generation's `climb.json`, `forecast.json` and `score.json`: JSON objects that say their version."""
+"""Reading and writing of a generation's `climb.json`, `forecast.json` and `score.json`, JSON objects with a version."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from tenfold.spec.files import write_json
 from tenfold.spec.versions import read_document
 
 VERSION = 1
-TRAJECTORY = "trajectory.json"  # of a run: its loss as it was forecast along the way, as `tenfold law trajectory --json` says it
+TRAJECTORY = "trajectory.json"  # the forecast of the loss along a run, in the form of `tenfold law trajectory --json`
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
@@ -15,5 +15,5 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """One of them. Raises TenfoldError where it is missing, damaged, or of another version."""
+    """Read one of these documents. Raises TenfoldError where it is missing, damaged, or of another version."""
     return read_document(path, VERSION, "climb again")

@@ -1,4 +1,4 @@
-"""What `tenfold law fit` says of a law: coefficients, the best run of a compute, and what is odd about the points."""
+"""The output of `tenfold law fit`: coefficients, the compute-optimal run, and warnings about the points."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from tenfold.spec.terminal import Figures, console
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 UNKNOWN = "not identified"
-VAGUE = 100.0  # times between the ends of the interval of the best size, from where on it says nothing
+VAGUE = 100.0  # ratio of the ends of the best size's 80 % interval above which the size is called not identified
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A law with the forecast of the best run of `flops`, and the same forecast without rows that are far off."""
+    """A law, the forecast of the compute-optimal run at `flops`, and that run's forecast by a law fitted without the outliers."""
 
     points: list[Point]
     law: Law
@@ -36,7 +36,7 @@ class Fitted:
 
 
 def fit_table(points: list[Point], unusable: Sequence[int], asymptote: tuple[float, float] | None, flops: float | None) -> Fitted:
-    """Fit the points of a file and forecast the best run of `flops`, ten times the largest compute where it is None."""
+    """Fit the points of a file and forecast the compute-optimal run at `flops` (default: ten times the largest compute)."""
     law = fit_law(points, asymptote=asymptote)
     target = flops or 10 * law.largest_flops
     n, d, _ = law.optimum(target)
@@ -52,12 +52,12 @@ def _without(points: list[Point], odd: list[Point], asymptote: Any, params: floa
         return None
     try:
         return fit_law(left, asymptote=asymptote).predict(params, tokens)
-    except TenfoldError:  # the others show no law
+    except TenfoldError:  # the remaining points show no law
         return None
 
 
 def as_json(found: Fitted, unusable: Sequence[int]) -> dict[str, Any]:
-    """All of it, for scripts. A coefficient that is not identified has no standard error."""
+    """The result as a JSON object. The standard error of a coefficient that is not identified is None."""
     law, forecast = found.law, found.forecast
     without = found.without_odd
     return {
@@ -90,7 +90,7 @@ def _coefficient(c: Coefficient) -> dict[str, Any]:
 
 
 def show(found: Fitted) -> None:
-    """Print it for a person."""
+    """Print the result."""
     law, forecast, out = found.law, found.forecast, console()
     coefficients, classic = law.coefficients(), classic_fit(found.points)
     table = Figures("", *COEFFICIENTS, title=f"L(N, D) = E + A/N^alpha + B/D^beta, {law.n_points} points")
@@ -100,12 +100,12 @@ def show(found: Fitted) -> None:
     out.print(table)
     if unknown := [name for name in COEFFICIENTS if name not in known]:
         what = ", ".join(unknown) + (" is" if len(unknown) == 1 else " are")
-        out.print(f"{what} not identified by these points: other values fit them as well, and what is known beforehand decides.")
+        out.print(f"{what} not identified by these points: other values fit them as well, so the prior decides.")
     (n0, _, _), (_, _, sizes) = law.optimum(law.largest_flops / 10), law.optimum(found.flops)
     exponent = math.log(found.params / n0) / math.log(found.flops / law.largest_flops * 10)
     out.print(f"N* grows as C^{exponent:.2f}, D* as C^{1 - exponent:.2f}.")
     if sizes[80][1] > VAGUE * sizes[80][0]:
-        out.print("The best size is not identified by these points: at each compute, train several.")
+        out.print("The best size is not identified by these points: train several sizes at each compute.")
     out.print(
         f"At {found.flops:.3g} FLOPs: {found.params:.3g} parameters (80 %: {sizes[80][0]:.3g} to {sizes[80][1]:.3g}), "
         f"{found.tokens:.3g} tokens, loss {_loss(forecast)}."

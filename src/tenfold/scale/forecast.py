@@ -1,4 +1,4 @@
-"""The forecast: written before the run, never changed, scored when the run ends."""
+"""The forecast of a run: written before it starts, never changed afterwards, scored when it ends."""
 
 import statistics
 from dataclasses import asdict, dataclass
@@ -17,10 +17,10 @@ from tenfold.spec.forecasts import Forecast, Learnt, calibrated, of_intervals, o
 from tenfold.spec.forecasts import forecast as freeze
 from tenfold.train.metrics import read_metrics
 
-# Relative spread of a machine's speed from one quarter of an hour to the next, beside what the probe saw itself.
+# Relative standard deviation of a machine's speed from one quarter of an hour to the next, added to that of the probe's steps.
 SPEED_DRIFT = 0.04
 TEXT_LOSS, OTHER_LOSS = "loss_bits_per_byte", "loss_nats"
-BUSY = 0.1  # of the machine's cores: where other processes use so much more or less than in the probe, speeds say little
+BUSY = 0.1  # share of the cores: if other processes' use differs more between probe and run, their speeds are not comparable
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Speed:
-    """What a short probe of the model on this machine measured: seconds of each step, and watts.
+    """The measurements of a short probe of the model on this machine: seconds of each step, tokens of a step, and watts.
 
-    `busy_share` is the part of the machine's cores that other processes used meanwhile.
+    `busy_share` is the share of the machine's cores that other processes used during the probe.
     """
 
     step_seconds: list[float]
@@ -50,10 +50,10 @@ class Speed:
 
 
 def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: int, speed: Speed) -> dict[str, Any]:
-    """The forecast of one run as a JSON object. Loss in the law's unit (bits per byte), time of training alone."""
+    """The forecast of one run as a JSON object: loss in the law's unit, and tokens/s, seconds and kWh of its training alone."""
     loss = law.predict(params, tokens)
     optimal_n, optimal_d, n_intervals = law.optimum(flops)
-    step = statistics.fmean(speed.step_seconds)  # a run has its slow steps, too
+    step = statistics.fmean(speed.step_seconds)  # not the median: a run has slow steps, too
     deviations = np.abs(np.array(speed.step_seconds) / step - 1)
     spread = float(np.hypot(SPEED_DRIFT, 1.4826 * np.median(deviations) / len(speed.step_seconds) ** 0.5))
     tokens_per_s = speed.tokens_per_step / step
@@ -80,7 +80,7 @@ def make_forecast(law: Law, *, flops: float, params: int, tokens: int, width: in
 
 
 def _around(median: float, relative_spread: float) -> Quantity:
-    """A log-normal quantity."""
+    """A log-normal quantity around `median`."""
     sigma = {50: 0.674, 80: 1.282, 95: 1.96}
     return Quantity(
         median,
@@ -89,15 +89,18 @@ def _around(median: float, relative_spread: float) -> Quantity:
 
 
 def write_forecast(forecast: dict[str, Any], path: Path) -> str:
-    """Write and freeze: the file is made read-only, and its SHA-256 is returned to be kept with the run."""
+    """Write a forecast, make the file read-only, and return its SHA-256, which the run keeps in its record.
+
+    Raises TenfoldError where the file exists.
+    """
     if path.exists():
-        raise TenfoldError(f"{path} is already written; a forecast is never changed.")
+        raise TenfoldError(f"{path} exists, and a forecast is never changed: climb in another --home.")
     documents.write(path, forecast)
     path.chmod(0o444)
     return file_sha256(path)
 
 
-# What a climb forecasts: its kind in the record of forecasts, and its unit.
+# Quantities that a climb forecasts: name -> (kind in the record of forecasts, unit).
 KINDS = {
     TEXT_LOSS: ("loss", "bits/byte"), OTHER_LOSS: ("loss", "nats"), "tokens_per_s": ("speed", "tokens/s"),
     "seconds": ("duration", "s"), "energy_kwh": ("energy", "kWh"),
@@ -105,17 +108,20 @@ KINDS = {
 
 
 def learn_from_outcomes(forecast: dict[str, Any], generation: Path) -> None:
-    """Make the intervals as wide as what came of earlier climbs in the home asks for; `learnt` says what it did, by name."""
+    """Widen or narrow the forecast's intervals by the outcomes of earlier climbs in the home.
+
+    Changes `forecast` in place and adds `learnt`, what was applied to each quantity.
+    """
     forecast["learnt"] = {}
     for name in KINDS.keys() & forecast.keys():
         learnt = calibrated(generation.parent, _in_record(generation, forecast, name)).learnt or Learnt()
-        said = forecast[name]
-        said["intervals"] = {k: list(widened(ends, said["median"], learnt.factor)) for k, ends in said["intervals"].items()}
+        q = forecast[name]
+        q["intervals"] = {k: list(widened(ends, q["median"], learnt.factor)) for k, ends in q["intervals"].items()}
         forecast["learnt"][name] = to_builtins(learnt)
 
 
 def record_forecast(generation: Path) -> None:
-    """Write a generation's frozen forecast to the record of its home."""
+    """Add a generation's `forecast.json` to the record of forecasts in its home."""
     path = generation / "forecast.json"
     forecast, data = documents.read(path), {f"{generation.name}/{path.name}": file_sha256(path)}
     for name in KINDS:
@@ -131,15 +137,14 @@ def _in_record(generation: Path, forecast: dict[str, Any], name: str) -> Forecas
 
 
 def record_outcome(generation: Path, scores: dict[str, Any]) -> None:
-    """Add what was measured, of a generation whose forecast is in the record."""
+    """Add the measured values of a generation to the record in which its forecast is."""
     for name, (kind, _) in KINDS.items():
-        if name not in scores:
-            continue
-        outcome(generation.parent, f"climb/{generation.name}/{kind}", scores[name]["measured"])
+        if name in scores:
+            outcome(generation.parent, f"climb/{generation.name}/{kind}", scores[name]["measured"])
 
 
 def loss_name(forecast: dict[str, Any]) -> str:
-    """What the loss is called in a forecast: bits per byte of text, nats elsewhere."""
+    """The key of the loss in a forecast: `loss_bits_per_byte` for text, `loss_nats` otherwise."""
     return TEXT_LOSS if TEXT_LOSS in forecast else OTHER_LOSS
 
 
@@ -150,14 +155,16 @@ def quantity(forecast: dict[str, Any], name: str) -> Quantity:
 def score(directory: Path) -> dict[str, Any]:
     """Compare `forecast.json` with the run in the same generation.
 
-    Raises TenfoldError where the run has not ended, or the forecast is not the one that stood when it began.
+    Raises TenfoldError where the run has not begun or not ended, or the forecast was changed after it began.
     """
     path = directory / "forecast.json"
     events = read_metrics(directory / "run.jsonl")
-    start = next(e for e in events if e["event"] == "start")
+    start = next((e for e in events if e["event"] == "start"), None)
     end = next((e for e in reversed(events) if e["event"] == "end"), None)
-    if end is None:
-        raise TenfoldError(f"The run in {directory} has not ended: resume it before scoring its forecast.")
+    if start is None or end is None:
+        raise TenfoldError(
+            f"The run in {directory} has not {'begun' if start is None else 'ended'}: finish the climb before scoring its forecast."
+        )
     if start.get("forecast_sha256") != file_sha256(path):
         raise TenfoldError(f"{path} was changed after the run began: its forecast cannot be scored.")
     forecast = documents.read(path)
@@ -179,6 +186,6 @@ def score(directory: Path) -> dict[str, Any]:
 
 
 def _machine(forecast: dict[str, Any], end: dict[str, Any]) -> dict[str, Any]:
-    """What other processes used of the machine in the probe and in the run, and whether speed and energy can be compared."""
+    """The share of the machine that other processes used in the probe and in the run, and whether speeds can be compared."""
     probed, ran = forecast.get("busy_share", 0.0), end.get("busy_share", 0.0)
     return {"busy_in_probe": probed, "busy_in_run": ran, "speed_is_comparable": abs(ran - probed) <= BUSY}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Prior of the logarithm of an exponent, (mean, standard deviation): published ones lie between 0.08 (Kaplan) and 0.37.
+# Prior of the logarithm of an exponent, (mean, standard deviation): published exponents lie between 0.08 (Kaplan) and 0.37.
 EXPONENT_PRIOR = (np.log(0.25), 0.5)
 
 
@@ -23,7 +23,7 @@ class Form:
 
 
 def _mix(terms: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """log of the sum of exponentials, and each term's share of it."""
+    """The logarithm of the sum of the terms' exponentials, and each term's share of that sum."""
     total = np.logaddexp.reduce(terms)
     return total, [np.exp(t - total) for t in terms]
 
@@ -60,7 +60,7 @@ FORMS = {
 
 
 def starts(form: Form, log_loss: np.ndarray) -> np.ndarray:
-    """Starting points [S, P]: shares of the lowest loss for the asymptote, and exponents."""
+    """Starting points of a fit [S, P]: a grid over the asymptote (as a share of the lowest loss) and the exponents."""
     found = []
     for share in (0.3, 0.6, 0.85):
         for alpha in (0.2, 0.4, 0.7):
@@ -73,7 +73,7 @@ def starts(form: Form, log_loss: np.ndarray) -> np.ndarray:
 
 
 def precision(form: Form, asymptote: tuple[float, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """A prior over theta as (centre [P], 1 / variance [P]): `EXPONENT_PRIOR`, and where given that of log E."""
+    """A prior over theta as (centre [P], 1 / variance [P]): `EXPONENT_PRIOR`, and that of log E where given (`asymptote`)."""
     centre, inverse = np.zeros(len(form.parameters)), np.zeros(len(form.parameters))
     centre[3:], inverse[3:] = EXPONENT_PRIOR[0], EXPONENT_PRIOR[1] ** -2
     if asymptote is not None:
@@ -96,8 +96,8 @@ def fit(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Minimise the weighted Huber loss of log L from several starts at once by Levenberg-Marquardt.
 
-    weight [S, n], theta [S, P]. `prior` is (centre [P], 1 / variance [P]); it counts `prior_weight` in the objective.
-    Returns theta [S, P] and the objective [S] (mean weighted Huber loss over delta, plus prior).
+    weight [S, n], theta [S, P]. `prior` is (centre [P], 1 / variance [P]), multiplied by `prior_weight` in the objective.
+    Returns theta [S, P] and the objective [S]: the weighted mean of the Huber loss divided by delta, plus the prior's term.
     """
     centre, inverse = prior if prior is not None else (np.zeros(theta.shape[1]), np.zeros(theta.shape[1]))
     inverse = prior_weight * inverse

@@ -1,4 +1,4 @@
-"""The generations of a home, g1, g2, ...: what each was asked for, and which one a climb goes on with or begins."""
+"""The generations of a home, g1, g2, ...: their settings and points, and which of them a climb resumes or begins."""
 
 import csv
 import time
@@ -16,16 +16,17 @@ ASKED = "climb.json"
 
 
 def generations(home: Path) -> list[Path]:
-    """The generations in `home`, oldest first, but for those whose `climb.json` is damaged."""
+    """The generations in `home`, oldest first, without those whose `climb.json` is missing or damaged."""
     return [folder for folder in _folders(home) if _is_readable(folder)]
 
 
 def newest(home: Path) -> Path | None:
+    """The newest of the `generations` in `home`, or None."""
     return (generations(home) or [None])[-1]  # type: ignore[list-item]
 
 
 def is_begun(generation: Path) -> bool:
-    """Whether anything was trained or forecast in it, which another climb would not find by itself."""
+    """Whether a run or a forecast was begun in it, so that another climb must not overwrite it."""
     return any(generation.glob("ladder/*/run.jsonl")) or any(
         (generation / name).exists() for name in ("forecast.json", "run.jsonl")
     )
@@ -41,30 +42,31 @@ def read_settings(generation: Path) -> ClimbSettings:
 
 
 def parent_of(generation: Path) -> str | None:
-    """The generation that it climbs on from."""
+    """The name of the generation that it climbs on from, or None."""
     return documents.read(generation / ASKED).get("parent")
 
 
 def prompt_of(generation: Path) -> str:
-    """How a text of the generation's corpus begins."""
+    """The beginning of a text of the generation's corpus, the prompt of its sample."""
     return documents.read(generation / ASKED).get("prompt", "def ")
 
 
 def unfinished(home: Path, settings: ClimbSettings) -> Path | None:
-    """The generation that a climb goes on with. Raises TenfoldError where that was begun with other settings."""
+    """The generation that a climb with these settings resumes, or None. Raises TenfoldError where it was begun with others."""
     last = newest(home)
     if last is None or is_finished(last) or not is_begun(last):
         return None
     was, asked = asdict(read_settings(last)), asdict(settings)
     if other := [f"{name} {was[name]!r} and not {asked[name]!r}" for name in was if was[name] != asked[name]]:
         raise TenfoldError(
-            f"{last} was begun with other settings ({', '.join(other)}): give the same ones, delete it, or choose another --home."
+            f"{last} was begun with other settings ({', '.join(other)}): give the same settings, delete {last}, or choose another "
+            "--home."
         )
     return last
 
 
 def require_same_text(generation: Path, corpus: Source) -> None:
-    """Raises TenfoldError where a generation was begun on another text than the corpus has."""
+    """Raises TenfoldError where the corpus has changed since the generation was begun."""
     if documents.read(generation / ASKED).get("corpus_fingerprint", corpus.fingerprint) != corpus.fingerprint:
         raise TenfoldError(
             f"{generation} was begun before its text changed: restore the text, delete {generation}, or choose another --home."
@@ -72,11 +74,11 @@ def require_same_text(generation: Path, corpus: Source) -> None:
 
 
 def begin(home: Path, settings: ClimbSettings, corpus: Source, parent: str | None = None) -> Path:
-    """A new generation, in the place of one in which nothing was begun."""
+    """Make the directory of a new generation and write its `climb.json`; a generation in which nothing was begun is replaced."""
     generation = home / f"g{1 + max((_number(folder) for folder in _folders(home) if is_begun(folder)), default=0)}"
     about_corpus = {"corpus_fingerprint": corpus.fingerprint, "prompt": corpus.opening(min(8, settings.seq_len // 4))}
     documents.write(generation / ASKED, {**asdict(settings), **about_corpus, "parent": parent, "created": time.time()})
-    for name in ("points.csv", "law.json"):  # of a climb on from another generation
+    for name in ("points.csv", "law.json"):  # left by a replaced generation that was to climb on from another
         (generation / name).unlink(missing_ok=True)
     return generation
 

@@ -10,7 +10,7 @@ from tenfold.scale.points import Point
 
 @dataclass(frozen=True)
 class Minimum:
-    """The lowest point of a parabola in log params; `coefficients` highest power first, for log loss."""
+    """The lowest point of a parabola for log loss in log params, with the parabola's `coefficients`, highest power first."""
 
     params: float
     loss: float
@@ -21,7 +21,7 @@ class Minimum:
 
 
 def rungs(points: Sequence[Point], tolerance: float = 0.1) -> list[tuple[float, list[Point]]]:
-    """Points grouped by compute, in rising order: neighbours within `tolerance` of each other are one rung."""
+    """(median FLOPs, points) of each rung, in rising order: points within a relative `tolerance` of the next are one rung."""
     groups: list[list[Point]] = []
     for point in sorted(points, key=lambda p: p.flops):
         if groups and point.flops <= groups[-1][-1].flops * (1 + tolerance):
@@ -32,7 +32,7 @@ def rungs(points: Sequence[Point], tolerance: float = 0.1) -> list[tuple[float, 
 
 
 def minimum(group: Sequence[Point]) -> Minimum | None:
-    """The minimum of a robust parabola (Huber, by reweighting) within the sizes tried, or None where there is none."""
+    """The minimum of a parabola fitted robustly (Huber weights) to one rung; None where it lies outside of the sizes trained."""
     if len({p.params for p in group}) < 3:
         return None
     x, y = np.log([p.params for p in group]), np.log([p.loss for p in group])

@@ -1,4 +1,4 @@
-"""The ladder: which sizes are trained at which compute, before anything is known of the law."""
+"""The ladder: the sizes that are trained at each compute, chosen before any law is fitted."""
 
 import math
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from statistics import median
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.shapes import shape_of, widths
 
-STEP = 2.0  # between the computes of neighbouring rungs
+STEP = 2.0  # ratio of the computes of neighbouring rungs
 RUNGS = 4
-SIZES = 5
-CENTRE = 10.0  # tokens per parameter around which a rung's sizes lie, so that its minimum is among them
-# Copying (induction) heads form at 100 to 300 thousand tokens, whatever the size; before that the loss falls along another
-# curve, which says nothing of the one to be forecast.
+SIZES = 5  # at each compute
+CENTRE = 10.0  # tokens per parameter around which a rung's sizes lie, so that the size of the lowest loss is among them
+# Induction heads form at 100 to 300 thousand tokens at every size. Until then the loss follows another curve, from which the
+# later one cannot be forecast.
 LEAST_TOKENS = 300_000
 
 
@@ -36,8 +36,8 @@ def plan_ladder(
     """Runs up to `top_flops`, cheapest first: `rungs` budgets a factor of `STEP` apart, each with the `sizes` widths whose
     tokens per parameter lie nearest to `CENTRE` (in the logarithm).
 
-    Runs of fewer than `LEAST_TOKENS` tokens are left out; where the top rung itself has little more, the floor is half of
-    its median. Raises TenfoldError where the compute is too small for the smallest models to see enough steps.
+    Runs of fewer than `LEAST_TOKENS` tokens are left out; where the top rung itself has few tokens, runs of less than half of its
+    median are. Raises TenfoldError where the smallest run would have fewer than 64 sequences.
     """
     budgets = [top_flops / STEP**i for i in reversed(range(rungs))]
     rows = [_sizes(budget, vocab_size, seq_len, sizes, family) for budget in budgets]
@@ -45,13 +45,14 @@ def plan_ladder(
     ladder = [rung for row in rows for rung in row if rung.tokens >= least]
     if min(r.tokens for r in ladder) < 64 * seq_len:
         raise TenfoldError(
-            f"A ladder below {top_flops:.2g} FLOPs leaves fewer than 64 sequences for its smallest run: climb higher."
+            f"A ladder of up to {top_flops:.2g} FLOPs leaves fewer than 64 sequences of {seq_len} tokens for its smallest run: "
+            "climb higher (--top) or with a shorter --seq-len."
         )
     return ladder
 
 
 def _sizes(budget: float, vocab_size: int, seq_len: int, sizes: int, family: str) -> list[Rung]:
-    """The runs of one budget, narrowest first."""
+    """The runs of one compute, narrowest first."""
     found = []
     for width in widths():
         spec = shape_of(family, width, vocab_size)

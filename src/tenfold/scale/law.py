@@ -1,7 +1,8 @@
-"""The law L(N, D): what it forecasts, with intervals, where its optimum lies, and what its coefficients are.
+"""The scaling law L(N, D): its forecasts with intervals, its compute-optimal size, and its coefficients.
 
-A law is a mixture of fits (`posterior`): forms, reaches of the misfit, with and without an asymptote. Every fit forecasts a
-Student's t distribution that holds the doubt about its parameters, the misfit of its form, and the noise of one run.
+A law is a mixture of fits (`posterior`), one for each functional form, kernel of the misfit, and asymptote (free or none). Each
+fit forecasts a Student's t distribution, which covers the uncertainty of its parameters, the misfit of its form, and the noise
+of one run.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,20 +33,20 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.laws import VERSION
 from tenfold.spec.versions import require_version
 
-# What is known of the loss that no model goes below, before any point: (mean, standard deviation) of the logarithm of bits
-# per byte. Large published models reach 0.3 on code to 0.7 on prose (recalled: Chinchilla, arXiv 2203.15556, table A5).
+# Prior of the asymptote E, the loss that no model goes below: (mean, standard deviation) of the logarithm of bits per byte.
+# Large published models reach 0.3 on code to 0.7 on prose (Chinchilla, arXiv 2203.15556, table A5; from memory, not checked).
 BITS_PER_BYTE = (float(np.log(0.35)), 0.3)
 MINIMUM_POINTS = 6
-MINIMUM_WITH_ASYMPTOTE = 4  # where something is known of E beforehand
-LEVELS = (50, 80, 95)
-NEGLIGIBLE = 1e-4  # the weight below which a member is left out
-TENABLE = 0.05  # the weight below which another form than a sum of two powers is so much likelier that its coefficients say nothing
-DRAWS = 400
+MINIMUM_WITH_ASYMPTOTE = 4  # with a prior of E
+LEVELS = (50, 80, 95)  # percent, of the intervals
+NEGLIGIBLE = 1e-4  # a member of a lower weight is left out
+TENABLE = 0.05  # with a lower weight of Chinchilla's form, free or tied, its coefficients mean nothing: Kaplan's is much likelier
+DRAWS = 400  # of parameters, over all members
 
 
 @dataclass(frozen=True)
 class LossForecast:
-    """A loss with its intervals (percent -> (low, high)), in the unit of the points' loss."""
+    """A loss with its intervals (percent -> (low, high)) and its mean by each form, in the unit of the points' loss."""
 
     median: float
     intervals: dict[int, tuple[float, float]]
@@ -53,8 +54,11 @@ class LossForecast:
 
 
 class Coefficient(NamedTuple):
-    """A coefficient of Chinchilla's form, its errors as wide as those of the law's forecasts; `identified` where the points alone,
-    without any prior, say it within a factor of 2, and their plain refit lies in the interval."""
+    """A coefficient of Chinchilla's form, its errors widened as the law's intervals are (`Calibration.width`).
+
+    `identified` where the points alone, without any prior, determine it within a factor of 2, and `classic_fit` lies in the
+    interval.
+    """
 
     value: float
     standard_error: float
@@ -63,8 +67,12 @@ class Coefficient(NamedTuple):
 
 
 class MemberRuns(NamedTuple):
-    """What a member says of n runs: the mean of their log loss [n], its slope in the parameters [n, P], how many times the usual
-    misfit and noise they have [n], and what the points tell of their misfit [points, n]."""
+    """A member's forecast of n runs, given the points.
+
+    `mean` [n] of the log loss, and its `slope` [n, P] in the member's parameters. `there` [n]: the runs' misfit and noise as
+    multiples of those on the frontier (`Scale`). `learnt` [points, n]: the whitened covariance of the misfit at the points and
+    at the runs, whose squares are what the points take off the variance.
+    """
 
     mean: np.ndarray
     slope: np.ndarray
@@ -74,8 +82,11 @@ class MemberRuns(NamedTuple):
 
 @dataclass(frozen=True)
 class Law:
-    """The fitted mixture, with the points it was fitted to. `flops_per_nd` is their own C / (N D); `noise` the relative spread
-    of one run; `trusted` how much each point counts; `frontier` the parameters of `Scale`."""
+    """The fitted mixture, with the points it was fitted to.
+
+    `trusted` [points] is how much each point counts (0 to 1), `frontier` the parameters of `Scale`, `flops_per_nd` the median of
+    C / (N D) over the points, and `noise` the relative standard deviation of one run's loss.
+    """
 
     points: list[Point]
     members: list[Member]
@@ -102,7 +113,7 @@ class Law:
         return {how: whitening(self.data, self.scale, self.trusted, how)[0] for how in {m.kernel for m in self.members}}
 
     def predict(self, params: float, tokens: float) -> LossForecast:
-        """The loss of one run of `params` and `tokens`, with the noise that one run has."""
+        """The loss of one run of `params` and `tokens`; its intervals include the noise of a single run."""
         return self.predict_all([params], [tokens])[0]
 
     def predict_all(self, params: Sequence[float], tokens: Sequence[float]) -> list[LossForecast]:
@@ -122,7 +133,7 @@ class Law:
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom of all its Student's t distributions."""
+        """Degrees of freedom of every member's Student's t."""
         return max(self.n_points - 5, 0) + NOISE[1]
 
     def _of_form(self, name: str, weight: np.ndarray, mean: np.ndarray) -> float:
@@ -130,7 +141,7 @@ class Law:
         return float(np.exp(np.average(mean[chosen], weights=weight[chosen])))
 
     def of_member(self, m: Member, u: np.ndarray, v: np.ndarray) -> "MemberRuns":
-        """What a member says of runs at (u, v), given the points."""
+        """A member's forecast of runs at u = log N and v = log D (centred as in `Data`), given the points."""
         data, form, (ratio, reach, off) = self.data, FORMS[m.form], m.kernel
         there = self.scale(u, v, off)
         covariance = ratio * np.outer(self.scale(data.u, data.v, off), there) * correlation(data.u, data.v, u, v, reach)
@@ -142,7 +153,7 @@ class Law:
         return MemberRuns(mean, slope - learnt.T @ (known @ slope_at_points), there, learnt)
 
     def _part(self, m: Member, u: np.ndarray, v: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        """A member's weight, and the mean and the spread of the log loss of runs at (u, v), given the points."""
+        """A member's weight, and the mean [n] and the scale [n] of the log loss of runs at (u, v), given the points."""
         mean, slope, there, learnt = self.of_member(m, u, v)
         of_parameters = np.einsum("np,pq,nq->n", slope, m.covariance, slope)
         of_run = m.variance * (there**2 * (1 + m.kernel[0]) - (learnt**2).sum(0))
@@ -167,7 +178,7 @@ class Law:
         return n, flops / self.flops_per_nd / n, intervals  # type: ignore[return-value]
 
     def coefficients(self) -> dict[str, Coefficient]:
-        """The coefficients of Chinchilla's form, in real units, over all members of that form."""
+        """The coefficients of Chinchilla's form for N and D in plain numbers, over all members of that form."""
         members = [m for m in self.members if m.form == "chinchilla"]
         tenable = sum(m.weight for m in self.members if m.form in ("chinchilla", "tied")) >= TENABLE
         share = sum(m.weight for m in members)
@@ -186,13 +197,13 @@ class Law:
         return found
 
     def _real(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-        """The coefficients of parameters [draws, 5]."""
+        """E, A, B, alpha and beta from the fit's centred, logarithmic parameters [draws, 5]."""
         alpha, beta = np.exp(theta[:, 3]), np.exp(theta[:, 4])
         a, b = theta[:, 1] + alpha * self.data.log_n, theta[:, 2] + beta * self.data.log_d
         return {"E": np.exp(theta[:, 0]), "A": np.exp(a), "B": np.exp(b), "alpha": alpha, "beta": beta}
 
     def _alone(self, m: Member) -> dict[str, float]:
-        """The standard deviation of each coefficient's logarithm by the curvature of the likelihood, without any prior."""
+        """The standard deviation of each coefficient's logarithm from the curvature of the likelihood, without any prior."""
         slope = self._whitened[m.kernel] @ FORMS[m.form].value(m.theta, self.data.u, self.data.v)[1]
         covariance = np.linalg.inv(slope.T @ slope / m.variance + 1e-6 * np.eye(5))
         to_real = np.eye(5)
@@ -201,11 +212,11 @@ class Law:
         return dict(zip(("E", "A", "B", "alpha", "beta"), (float(s) for s in spread), strict=True))
 
     def optima(self, around: float, params: Callable[[float], float]) -> list[tuple[float, float]]:
-        """(FLOPs, best `params` for them) from a tenth of `around` to 1,000 times it: what `spec.laws` reads of a law."""
+        """(FLOPs, best `params` for them) from a tenth of `around` to 1,000 times it: the table that `spec.laws` reads."""
         return [(flops, params(flops)) for flops in (around * 10 ** (half / 2) for half in range(-2, 7))]
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON object that `from_dict` and `spec.laws` read."""
+        """The law as a JSON object; `from_dict` and `spec.laws` read it."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         plain["points"] = np.array(arrays(self.points)).T.tolist()
         plain["members"] = [{**asdict(m), "theta": m.theta.tolist(), "covariance": m.covariance.tolist()} for m in self.members]
@@ -214,6 +225,7 @@ class Law:
 
     @staticmethod
     def from_dict(plain: dict[str, Any]) -> "Law":
+        """The law of a JSON object. Raises TenfoldError for one of another version."""
         require_version(plain.get("version", 1), (VERSION,), "The law", "fit it again by `tenfold law fit`")
         known = {name: plain[name] for name in Law.__dataclass_fields__}
         calibration = Calibration(**{**plain["calibration"], "misfit": tuple(plain["calibration"]["misfit"])})
@@ -228,7 +240,7 @@ def _member(plain: dict[str, Any]) -> Member:
 
 
 def _draw(rng: np.random.Generator, m: Member, count: int) -> np.ndarray:
-    """Parameters [count, P]; the first is the mode."""
+    """Draws of a member's parameters [count, P]; the first is the mode."""
     drawn = rng.multivariate_normal(m.theta, m.covariance, size=count, method="eigh")
     drawn[0] = m.theta
     return drawn
@@ -241,10 +253,10 @@ def fit_law(
     seed: int = 0,
     calibration: Calibration = Calibration(),
 ) -> Law:
-    """Fit the mixture. `asymptote` is what is known of E beforehand: (mean, standard deviation) of its logarithm.
+    """Fit the mixture. `asymptote` is the prior of E: (mean, standard deviation) of its logarithm.
 
-    Equal rows count once, and their order says nothing. Raises TenfoldError for too few points, too few budgets, impossible
-    losses, or losses that do not fall.
+    Equal points count once, and the result does not depend on their order. Raises TenfoldError for too few points, too few
+    budgets, losses that are no positive numbers, or losses that do not fall with the compute.
     """
     points = once(points)
     require_law(points, minimum_points(asymptote))
@@ -272,7 +284,7 @@ def fit_law(
 
 
 def _worth_keeping(members: list[Member]) -> list[Member]:
-    """Those whose weight matters, and of each form the likeliest; their weights sum to 1."""
+    """The members whose weight is not negligible, and the likeliest of each form; their weights sum to 1."""
     best = [max((m for m in members if m.form == name), key=lambda m: m.weight) for name in FORMS]
     kept = [replace(m, weight=max(m.weight, 1e-9)) for m in members if m.weight > NEGLIGIBLE or any(m is one for one in best)]
     whole = sum(m.weight for m in kept)
@@ -280,12 +292,12 @@ def _worth_keeping(members: list[Member]) -> list[Member]:
 
 
 def minimum_points(asymptote: tuple[float, float] | None) -> int:
-    """How many points a law needs."""
+    """How many points a law needs, with a prior of the asymptote or without (None)."""
     return MINIMUM_POINTS if asymptote is None else MINIMUM_WITH_ASYMPTOTE
 
 
 def require_law(points: Sequence[Point], minimum: int) -> None:
-    """Raises TenfoldError for too few points, too few budgets, impossible losses, or losses that do not fall."""
+    """Raises TenfoldError for too few points, too few budgets, losses that are no positive numbers, or losses that do not fall."""
     if len(points) < minimum:
         raise TenfoldError(
             f"A law needs at least {minimum} different points at two or more budgets; there are {len(points)}: train more rungs."
@@ -296,17 +308,18 @@ def require_law(points: Sequence[Point], minimum: int) -> None:
     if c.max() / c.min() < 1.5:
         raise TenfoldError("All points have nearly the same compute: a law needs budgets that differ by half or more.")
     if loss.max() < 1.0001 * loss.min():
-        raise TenfoldError("All losses are the same: these points show no law to forecast by.")
+        raise TenfoldError("All losses are the same, so these points show no law: is the column of the loss the right one?")
     middle = np.sqrt(c.max() * c.min())
     if loss[c > middle].min() >= loss[c <= middle].min():
         raise TenfoldError(
-            "The lowest loss of the larger computes is not below that of the smaller ones: these points show no law to forecast by "
-            "(is the column a loss, and do both halves have trained models?)."
+            "The lowest loss of the larger computes is not below that of the smaller ones, so these points show no law: check that "
+            "the column is a loss, and that the largest runs were trained to their end."
         )
 
 
 def classic_fit(points: Sequence[Point]) -> dict[str, float]:
-    """The plain refit of E + A / N^alpha + B / D^beta (Besiroglu et al., arXiv 2404.10102): Huber loss, all points alike."""
+    """The coefficients of E + A / N^alpha + B / D^beta as Besiroglu et al. (arXiv 2404.10102) refit them: a Huber loss of log L,
+    all points of equal weight, no prior."""
     n, d, _, loss = arrays(once(points))
     u, v = np.log(n) - np.log(n).mean(), np.log(d) - np.log(d).mean()
     form, first = FORMS["chinchilla"], starts(FORMS["chinchilla"], np.log(loss))

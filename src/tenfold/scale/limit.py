@@ -1,4 +1,4 @@
-"""Does the law go on, or does it bend? A test of points, with its power."""
+"""A test whether the points follow a law up to the largest compute or bend upwards, with its power."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,18 +13,19 @@ from tenfold.scale.points import Point, once
 from tenfold.scale.posterior import KERNELS, Calibration, correlation, mixture_quantiles
 from tenfold.spec.errors import TenfoldError
 
-ALARM = 0.05  # the probability of an alarm where a law goes on
-SURE = 0.8  # the power that is enough
-FEWEST = 8
-BEGINS = 1.0  # decades below the largest compute at which the bend begins whose power is stated
+ALARM = 0.05  # significance level: the probability of an alarm where the law holds
+SURE = 0.8  # power at which a bend is said to be shown
+FEWEST = 8  # points
+BEGINS = 1.0  # decades below the largest compute, where the bend begins whose power is stated
 LEVELS = (80, 95)
 
 
 @dataclass(frozen=True)
 class Bend:
-    """What the points say of a bend: its size as a share of the loss, a decade beyond where it begins (FLOPs).
+    """The likeliest bend: its `size` as a share of the loss, a decade of compute after it `begins` (FLOPs).
 
-    `intervals` (percent -> ends) of the size are over all places where it may begin, `begins_80` is the range of these.
+    `intervals` (percent -> ends) of the size are averaged over the places where it may begin; `begins_80` is the 80 % interval of
+    the place.
     """
 
     size: float
@@ -35,11 +36,11 @@ class Bend:
 
 @dataclass(frozen=True)
 class Limit:
-    """The test of "the law goes on" against "it bends upwards".
+    """The test of "the law holds" against "it bends upwards".
 
-    `p` is the probability of as clear a bend where the law goes on and runs scatter, `p_misfit` that where the law is off by as
-    much as forms usually are, too. `power` is the probability of an alarm for a bend of the size `asked` that begins a decade
-    below the largest compute, `smallest` the size there that is shown with a probability of 80 % (None above a loss doubled).
+    `p` is the probability of as clear a bend by the noise of runs alone, `p_misfit` that by noise and the usual misfit of laws.
+    `power` is the probability of an alarm for a bend of the size `asked` that begins a decade below the largest compute,
+    `smallest` the size of such a bend that is shown with a probability of 80 % (None where it would have to double the loss).
     """
 
     form: str
@@ -58,18 +59,18 @@ class Limit:
 
     @property
     def verdict(self) -> str:
-        """The finding in a sentence."""
+        """The result in one sentence."""
         if not self.alarm:
             return "No bend upwards is seen."
         if self.p_misfit > ALARM or self.bend.size < 0:
             return (
-                "The points follow no form of a law, but miss it by no more than is usual or bend downwards most: this is no limit."
+                "The points deviate from every form of a law, but by no more than is usual, or mostly downwards: this is no limit."
             )
-        return "The curve bends upwards: the law does not go on."
+        return "The curve bends upwards: the law does not hold up to the largest compute."
 
     def chance(self, prior: float) -> float:
-        """The probability of a bend of the size `asked` that begins a decade below the largest compute, where it was `prior`
-        before the test: Bayes' rule with the test's outcome."""
+        """The posterior probability of a bend of the size `asked` that begins a decade below the largest compute: Bayes' rule with
+        the probability `prior` before the test, and the test's outcome (alarm or not)."""
         where_bent, where_law = (self.power, ALARM) if self.alarm else (1 - self.power, 1 - ALARM)
         return prior * where_bent / (prior * where_bent + (1 - prior) * where_law)
 
@@ -79,19 +80,19 @@ class Limit:
 
 
 def limit_test(points: Sequence[Point], *, asked: float = 0.03, calibration: Calibration = Calibration()) -> Limit:
-    """Test points for a bend upwards; `asked` is the bend (a share of the loss, a decade on) whose power is stated.
+    """Test points for an upward bend; `asked` is the size of the bend (a share of the loss per decade) whose power is stated.
 
-    Raises TenfoldError for fewer than 8 points, points that show no law, or too few computes for any bend to be seen.
+    Raises TenfoldError for fewer than 8 points, points that show no law, or too few computes or sizes to show a bend.
     """
     points = once(points)
     require_law(points, FEWEST)
     log_flops = log_flops_of(points)
     if len(np.unique(log_flops.round(1))) < 3:
-        raise TenfoldError("Two computes show no bend apart from a law: train rungs at three or more.")
+        raise TenfoldError("A bend cannot be told from a law with runs at fewer than three computes: train rungs at three or more.")
     law = best_law(points)
     bends = Bends.of(law.slope(law.data.u, law.data.v), law.root_weight, log_flops)
     if bends.basis.shape[1] < 2 or not len(bends.breaks):
-        raise TenfoldError("A law follows any bend of these points: train more sizes at each compute.")
+        raise TenfoldError("A bend cannot be told from a law by these points: train more sizes at each compute.")
     z = bends.seen(law.residual)
     noise, bend = _found(bends, z)
     power = bends.power(float(log_flops.max()) - BEGINS, ALARM)
@@ -109,7 +110,7 @@ def limit_test(points: Sequence[Point], *, asked: float = 0.03, calibration: Cal
 
 
 def _found(bends: Bends, z: np.ndarray) -> tuple[float, Bend]:
-    """The noise beside the likeliest bend, and the bend: its place weighs as the likelihood says, its size is Student's t there."""
+    """The noise of a run, and the likeliest bend. Places are weighted by their likelihood; at each, the size is Student's t."""
     lengths, free = (bends.columns**2).sum(0), len(z) - 1
     size = z @ bends.columns / lengths
     squares = (z @ z - size**2 * lengths) / free
@@ -125,12 +126,12 @@ def _found(bends: Bends, z: np.ndarray) -> tuple[float, Bend]:
 
 
 def _p(without: np.ndarray, found: float) -> float:
-    """The share of draws without a bend whose cosine is as large as was found."""
+    """The p-value: the share of cosines of draws without a bend that are at least the one found."""
     return float((1 + (without >= found).sum()) / (1 + len(without)))
 
 
 def _misfits(law: BestLaw, bends: Bends, calibration: Calibration) -> np.ndarray:
-    """Draws [DRAWS, free] of misfits as forms usually have: smooth over (log N, log D), of a size known within a factor."""
+    """Draws [DRAWS, free] of the usual misfit of forms: smooth over (log N, log D), of a random size (`Calibration.misfit`)."""
     data, rng = law.data, np.random.default_rng(1)
     alike = correlation(data.u, data.v, data.u, data.v, min(reach for ratio, reach, _ in KERNELS if ratio))
     factor = np.linalg.cholesky(alike + 1e-8 * np.eye(len(data.y)))
@@ -140,7 +141,7 @@ def _misfits(law: BestLaw, bends: Bends, calibration: Calibration) -> np.ndarray
 
 
 def _smallest(power: Callable[[float], float], noise: float) -> float | None:
-    """The size of a bend whose power is `SURE`, by bisection."""
+    """The size of the bend whose power is `SURE`, by bisection; None where it would have to double the loss."""
     low, high = 0.0, math.log(2) / noise
     if power(high) < SURE:
         return None

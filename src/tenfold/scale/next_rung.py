@@ -1,4 +1,4 @@
-"""Which next rung would show most cheaply that a law bends where the ladder ends."""
+"""Next rungs, and the probability with which each would show that the law bends at the end of the ladder."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from tenfold.scale.bends import Bends, best_law, log_flops_of
 from tenfold.scale.limit import ALARM, SURE
 from tenfold.scale.points import Point, once
 
-TIMES = (2.0, 3.0, 5.0, 10.0, 20.0, 30.0)  # the largest compute
-RUNS = (1, 2, 3, 5)
+TIMES = (2.0, 3.0, 5.0, 10.0, 20.0, 30.0)  # multiples of the largest compute
+RUNS = (1, 2, 3, 5)  # repetitions at that compute
 
 
 @dataclass(frozen=True)
 class NextRung:
-    """`runs` of `flops` each, and the probability that they show a bend that begins at the largest compute so far."""
+    """`runs` runs of `flops` each, and the probability `power` that they show a bend that begins at the largest compute so far."""
 
     flops: float
     params: float
@@ -38,7 +38,7 @@ class NextRung:
 def next_rungs(points: Sequence[Point], *, bend: float, noise: float) -> list[NextRung]:
     """Rungs of 2 to 30 times the largest compute, at the tokens per parameter of the best run, cheapest first.
 
-    `bend` is a share of the loss, a decade on; `noise` the relative one of a run.
+    `bend` is the bend's size as a share of the loss per decade of compute; `noise` the relative noise of one run.
     """
     points = once(points)
     law, log_flops = best_law(points), log_flops_of(points)
@@ -61,5 +61,5 @@ def next_rungs(points: Sequence[Point], *, bend: float, noise: float) -> list[Ne
 
 
 def cheapest(rungs: Sequence[NextRung]) -> NextRung | None:
-    """The cheapest of those that show the bend with a probability of 80 %."""
+    """The cheapest rung that shows the bend with a probability of 80 % or more; None where there is none."""
     return min((rung for rung in rungs if rung.power >= SURE), key=lambda rung: rung.cost, default=None)

@@ -1,4 +1,4 @@
-"""What lies ahead of a ladder: whether its law goes on, what the next generations are worth, and how a run will go."""
+"""Look beyond a ladder: a test for a bend of its law, the value of the next generations, and the loss along a run."""
 
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -10,20 +10,24 @@ from tenfold.spec.commands import File, Json, print_json
 from tenfold.spec.ranges import Positive, Share
 
 Percent = Annotated[float, Meta(gt=0, le=100)]
-BendPercent = Annotated[Percent, Meta(description="A bend, in percent of the loss a decade of compute on.")]
-WorthFile = Annotated[File, Meta(description="A CSV file with loss and value.")]
+BendPercent = Annotated[
+    Percent, Meta(description="Size of a bend: by how many percent the loss lies above the law after ten times more compute.")
+]
+WorthFile = Annotated[File, Meta(description="CSV file with the columns loss and value: how much a model of that loss is worth.")]
 
 
 class Ahead(Struct, frozen=True):
-    """Which generations are asked about, and what is believed of the law's end."""
+    """How many generations are forecast, and how likely a bend of the law is assumed to be."""
 
-    generations: Annotated[int, Meta(ge=1, le=6, description="So many, each of ten times the compute of the one before.")] = 3
-    bend_chance: Annotated[Share, Meta(description="Probability that the loss bends upwards from the largest compute on.")] = 0.0
+    generations: Annotated[int, Meta(ge=1, le=6, description="Generations, each with ten times the compute of the one before.")] = 3
+    bend_chance: Annotated[
+        Share, Meta(description="Probability (0 to 1) that the loss bends upwards from the largest compute of the points on.")
+    ] = 0.0
     bend: BendPercent = 3.0
 
 
 def limit(points: PointsFile, /, *, bend: BendPercent = 3.0, columns: Columns = "", json: Json = False) -> None:
-    """Test whether a law goes on or bends upwards, and say which next rung would show a bend most cheaply.
+    """Test whether a law holds or bends upwards, and find the cheapest next rung that would show a bend.
 
     Example: tenfold law limit points.csv --bend 3
     """
@@ -49,30 +53,34 @@ def _show_test(found: Any) -> None:
     out, bend = console(), found.bend
     (low, high), (first, last) = bend.intervals[80], bend.begins_80
     out.print(
-        f"{found.verdict} Where a law goes on, noise alone makes as clear a bend with a probability of {found.p:.2g}, noise and "
-        f"the usual misfit of laws with {found.p_misfit:.2g}."
+        f"{found.verdict} Where a law holds, noise alone produces as clear a bend with a probability of {found.p:.2g}, noise "
+        f"together with the usual misfit of laws with {found.p_misfit:.2g}."
     )
     out.print(
-        f"The likeliest bend: {bend.size:+.1%} of the loss a decade on (80 %: {low:+.1%} to {high:+.1%}), from {bend.begins:.2g} "
-        f"FLOPs on (80 %: {first:.2g} to {last:.2g}); {found.points} points, noise {found.noise:.2%}."
+        f"The likeliest bend: {bend.size:+.1%} of the loss per decade of compute (80 %: {low:+.1%} to {high:+.1%}), from "
+        f"{bend.begins:.2g} FLOPs on (80 %: {first:.2g} to {last:.2g}); {found.points} points, noise {found.noise:.2%}."
     )
-    smallest = f"one of {found.smallest:.1%}" if found.smallest else "none that less than doubles the loss"
+    smallest = (
+        f"the smallest that they show with a probability of 80 % is {found.smallest:.1%}"
+        if found.smallest
+        else "they show none that less than doubles the loss with a probability of 80 %"
+    )
     out.print(
-        f"Of bends that begin a decade below the largest compute, these points show one of {found.asked:.1%} with a probability of "
-        f"{found.power:.0%}, and {smallest} with one of 80 %."
+        f"These points show a bend of {found.asked:.1%} that begins a decade below the largest compute with a probability of "
+        f"{found.power:.0%}; {smallest}."
     )
 
 
 def _show_rung(bend: float, best: Any) -> None:
     from tenfold.spec.terminal import console
 
-    what = f"A bend of {bend:.1%} that begins at the largest compute"
     if best is None:
-        console().print(f"{what} is shown by no next rung of up to 30 times that compute with a probability of 80 %.")
+        console().print(f"No next rung of up to 30 times that compute shows a bend of {bend:.1%} with a probability of 80 %.")
         return
     console().print(
-        f"{what} is shown most cheaply by {best.runs} run{'s' * (best.runs > 1)} of {best.flops:.2g} FLOPs ({best.params:.3g} "
-        f"parameters, {best.tokens:.3g} tokens): {best.cost:.2g} FLOPs in all, with a probability of {best.power:.0%}."
+        f"The cheapest next rung that shows a bend of {bend:.1%} from the largest compute on: {best.runs} "
+        f"run{'s' * (best.runs > 1)} of {best.flops:.2g} FLOPs ({best.params:.3g} parameters, {best.tokens:.3g} tokens), "
+        f"{best.cost:.2g} FLOPs in all, with a probability of {best.power:.0%}."
     )
 
 
@@ -81,12 +89,14 @@ def worth(
     table: WorthFile,
     /,
     *,
-    step: Annotated[Positive, Meta(description="How much more a generation must be worth than the one before.")],
+    step: Annotated[
+        Positive, Meta(description="Gain over the generation before whose probability is wanted, in the unit of the value column.")
+    ],
     ahead: Ahead = Ahead(),
     reading: PointOptions = PointOptions(),
     json: Json = False,
 ) -> None:
-    """Say how likely each of the next generations brings the next step, from a table of loss and value.
+    """Forecast the value of the next generations, and the probability that each gains --step or more over the one before.
 
     Example: tenfold law worth points.csv accuracy.csv --step 5
     """
@@ -117,15 +127,17 @@ def _show_worth(found: Any, step: float) -> None:
 
 
 def trajectory(
-    curves: Annotated[File, Meta(description="A CSV file with run, params, tokens (so far) and loss, a row for each checkpoint.")],
+    curves: Annotated[
+        File, Meta(description="CSV file with the columns run, params, tokens (so far) and loss, and a row for each checkpoint.")
+    ],
     /,
     *,
-    params: Annotated[Positive, Meta(description="Parameters of the run that is forecast.")],
-    tokens: Annotated[Positive, Meta(description="Its tokens.")],
+    params: Annotated[Positive, Meta(description="Parameters of the run to forecast.")],
+    tokens: Annotated[Positive, Meta(description="Training tokens of the run to forecast.")],
     bits_per_byte: BitsPerByte = False,
     json: Json = False,
 ) -> None:
-    """Forecast the loss along a run, with its band, from finished runs of the same schedule.
+    """Forecast the loss along a run, with intervals, from finished runs with the same learning rate schedule.
 
     Example: tenfold law trajectory curves.csv --params 7e9 --tokens 1e11
     """

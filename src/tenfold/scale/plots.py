@@ -1,4 +1,4 @@
-"""Pictures of a climb and of a law, with matplotlib."""
+"""Plots of a climb and of a law, with matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,10 @@ INK, ACCENT, MEASURED = "#334155", "#2563eb", "#dc2626"
 
 
 def draw_climb(points: Sequence[Point], law: Law, forecast: dict[str, Any], result: dict[str, Any] | None, path: Path) -> None:
-    """Two panels: the ladder's isoFLOP curves, and the frontier with the forecast and what came."""
+    """Two panels: the ladder's isoFLOP curves, and loss over compute with the law, the forecast and the measured loss.
+
+    `result` is the end event of the run, or None.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), constrained_layout=True)
     _isoflops(left, points)
     _frontier(right, points, law, forecast, result)
@@ -68,7 +71,7 @@ def _frontier(axes: Axes, points: Sequence[Point], law: Law, forecast: dict[str,
 
 
 def draw_law(points: Sequence[Point], law: Law, path: Path) -> None:
-    """Points and the law's best loss over compute, to ten times the largest."""
+    """Loss over compute: the points, and the law at its optimal size up to ten times the largest compute."""
     figure, axes = plt.subplots(figsize=(6, 4.4), constrained_layout=True)
     axes.plot([p.flops for p in points], [p.loss for p in points], "o", color="#94a3b8", ms=3)
     flops = np.geomspace(min(p.flops for p in points), 10 * law.largest_flops, 30)

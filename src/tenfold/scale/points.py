@@ -18,50 +18,53 @@ from tenfold.spec.units import parse_quantity
 
 @dataclass(frozen=True)
 class Point:
-    """One finished run. `params` that a token multiplies with, `loss` in any unit that is kept."""
+    """One finished run. `params` are those that each token is multiplied with (`matrix_active` in `spec.model`), `loss` is in any
+    unit, the same for all points."""
 
     params: float
     tokens: float
     flops: float
     loss: float
-    row: int = field(default=0, compare=False)  # of its file, the header being the first
+    row: int = field(default=0, compare=False)  # line of the file that it was read from; the header is row 1
 
 
 NAMES = ("params", "tokens", "flops", "loss")
 
 
 def arrays(points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """params, tokens, flops, loss as float arrays [points]."""
+    """params, tokens, flops and loss as float arrays [points]."""
     return tuple(np.array([getattr(p, name) for p in points], dtype=float) for name in NAMES)  # type: ignore
 
 
 def once(points: Sequence[Point]) -> list[Point]:
-    """The points without those that say the same again, in an order that does not depend on the file's."""
+    """The points without duplicates, in an order that does not depend on the file's."""
     return sorted(set(points), key=lambda p: (p.flops, p.params, p.tokens, p.loss))
 
 
 def fingerprint(points: Sequence[Point]) -> str:
-    """SHA-256 of the points, whatever their order, so that a forecast can say what it was fitted on."""
+    """SHA-256 of the points in any order, kept in a forecast to show what it was fitted to."""
     text = "\n".join(sorted(f"{p.params:.9g},{p.tokens:.9g},{p.flops:.9g},{p.loss:.9g}" for p in points))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """`"params=n,tokens=d"` as {"params": "n", "tokens": "d"}."""
+    """`"params=n,tokens=d"` as {"params": "n", "tokens": "d"}. Raises TenfoldError for an unknown name or an empty column."""
     columns = {}
     for part in filter(None, text.split(",")):
         name, _, column = part.partition("=")
         if name not in NAMES or not column:
-            raise TenfoldError(f"--columns has {part!r}{nearest(name, NAMES)}: write for example params=n,tokens=d,flops=c,loss=l.")
+            raise TenfoldError(
+                f"--columns has {part!r}{nearest(name, NAMES)}: write NAME=COLUMN, for example params=n,tokens=d,flops=c,loss=l."
+            )
         columns[name] = column
     return columns
 
 
 def read_points(path: Path, columns: dict[str, str] | None = None) -> tuple[list[Point], list[int]]:
-    """Points of a CSV file, and the numbers of the rows that could not be used (no positive number where one is needed).
+    """The points of a CSV file, and the row numbers that could not be used because a cell has no positive number.
 
     Cells are separated by commas, semicolons or tabs; numbers may be written as 10,569,312 or 11M. One of params, tokens and flops
-    may be missing: it then follows from flops = 6 params tokens.
+    may be missing: it then follows from flops = 6 params tokens. Raises TenfoldError for missing columns and a file without rows.
     """
     names = {name: name for name in NAMES} | (columns or {})
     header, rows = read_rows(path)
@@ -93,24 +96,26 @@ def require_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> 
     for name in names:
         if name not in header:
             has = f"it has {', '.join(header)}" if any(header) else "it is empty"
-            raise TenfoldError(f"{path} has no column {name!r}{nearest(name, header)} ({has}): give {', '.join(names)}.")
+            raise TenfoldError(
+                f"{path} has no column {name!r}{nearest(name, header)} ({has}): give a file with the columns {', '.join(names)}."
+            )
 
 
 def _check_header(path: Path, header: list[str], names: dict[str, str], asked: list[str]) -> None:
     """Raises TenfoldError where a column is missing."""
     if not any(header):
         raise TenfoldError(f"{path} is empty: give a CSV file with a header and a row for each finished run.")
-    there = f" (it has {', '.join(header)})"
+    columns = f" (it has {', '.join(header)})"
     for name, column in names.items():
         if column not in header and (name == "loss" or name in asked):
             raise TenfoldError(
-                f"{path} has no column {column!r} for {name}{nearest(column, header)}{there}: name it with --columns {name}=..."
+                f"{path} has no column {column!r} for {name}{nearest(column, header)}{columns}: name it with --columns {name}=..."
             )
     present = [name for name in ("params", "tokens", "flops") if names[name] in header]
     if len(present) < 2:
         raise TenfoldError(
-            f"{path} must have two of params, tokens and flops (found {', '.join(present) or 'none'}){there}: name them with "
-            "--columns, as params=n,tokens=d."
+            f"{path} must have two of params, tokens and flops (found {', '.join(present) or 'none'}){columns}: name them with "
+            "--columns, for example --columns params=n,tokens=d."
         )
 
 
@@ -126,7 +131,7 @@ def _point(values: dict[str, float], row: int) -> Point | None:
 
 
 def number_of(text: str | None) -> float:
-    """A cell as a number, however it is written; NaN where the text is no number."""
+    """A cell as a number (3e9, 3B, 10,569,312); NaN where the text is no number."""
     text = (text or "").strip()
     if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d*)?", text):
         text = text.replace(",", "")

@@ -1,9 +1,9 @@
-"""What points say of a law: the posterior of each form's parameters, beside a misfit that is smooth over (N, D).
+"""The posterior of each form's parameters given the points, with a misfit that is smooth over (N, D).
 
-No form is true. The logarithm of a loss is taken as log f(N, D) + misfit + noise: the misfit is a Gaussian process over
-(log N, log D) (Kennedy and O'Hagan, 2001), the noise is independent from run to run. Both grow with how much worse a run is than
-the best of its compute, since a run far from the frontier follows no form closely. Parameters are found by
-Levenberg-Marquardt on whitened residuals, and each fit counts as its evidence (Laplace's approximation) says.
+No functional form is exact. The log loss is modelled as log f(N, D) + misfit + noise: the misfit is a Gaussian process over
+(log N, log D) (Kennedy and O'Hagan, 2001), the noise is independent from run to run. Both grow with the excess of a run's loss
+over the best of equal compute, since a run far from the frontier follows no form closely. Parameters are found by
+Levenberg-Marquardt on whitened residuals, and each fit is weighted by its evidence (Laplace's approximation).
 """
 
 from collections.abc import Sequence
@@ -16,27 +16,28 @@ from scipy.linalg import solve_triangular
 from tenfold.scale.forms import FORMS, Form, fit, precision, starts
 from tenfold.scale.points import Point, arrays
 
-ROBUST = 2.5  # residuals past so many times the noise count less: points read off figures have outliers
-NOISE = (0.002, 2.0)  # what is known of one run's relative noise beforehand, and as how many runs that counts
-ASYMPTOTE_SHARE = (np.log(0.5), 1.0)  # log of E as a share of the lowest loss, where nothing else is known of it
-SHIFT = np.linspace(-8, 8, 161)  # of log N along one compute, among which the best size is sought
-REDUCIBLE = 2.0  # standard deviation of the logarithm of the terms that N and D reduce: a factor of 7
-ROUNDS = 3  # the noise and the parameters are found in turn
+ROBUST = 2.5  # points with a larger residual, in standard deviations, count less: points read off figures have outliers
+NOISE = (0.002, 2.0)  # prior of one run's relative noise, and the number of runs that the prior counts for
+ASYMPTOTE_SHARE = (np.log(0.5), 1.0)  # default prior of E: (mean, standard deviation) of log(E / lowest loss)
+SHIFT = np.linspace(-8, 8, 161)  # grid of changes of log N at equal compute, for the search of the best size
+REDUCIBLE = 2.0  # prior standard deviation of the logarithm of the terms of N and D at the points' centre: a factor of 7
+ROUNDS = 3  # alternations between fitting the parameters and the noise
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is the same for all ladders. Found on the public ones, each judged by what the others say (`bench.scale.ladders`).
+    """Constants for all ladders, found on the public ones by leave-one-out (`bench.scale.ladders`).
 
-    `misfit` is the usual misfit with the standard deviation of its logarithm; `width` what intervals are multiplied by.
+    `misfit` is the prior of the misfit's standard deviation in log loss: (median, standard deviation of its logarithm). `width`
+    multiplies the width of all intervals, in log loss.
     """
 
     misfit: tuple[float, float] = (0.01, 1.0)
     width: float = 0.85
 
 
-# Misfit over noise (in variance); how far the misfit reaches in log N and log D; and at what excess (in log loss) over the best
-# run of equal compute both are twice as large.
+# (variance of the misfit over that of the noise; length scale of the misfit in log N and log D; excess in log loss over the best
+# run of equal compute at which both have twice the standard deviation)
 KERNELS = tuple(
     (ratio, reach, off)
     for off in (0.02, 0.05)
@@ -49,7 +50,7 @@ Kernel = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Data:
-    """Points as the fit sees them: log N and log D about their means, and the log loss."""
+    """Points as the fit uses them: u = log N and v = log D [n] minus their means `log_n` and `log_d`, and y, the log loss [n]."""
 
     u: np.ndarray
     v: np.ndarray
@@ -65,7 +66,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Scale:
-    """How many times the usual misfit and noise a run has; `frontier` are Chinchilla's parameters of the excess."""
+    """The factor [n] by which a run's misfit and noise exceed those of the best run of equal compute.
+
+    The excess is found by Chinchilla's form with the parameters `frontier` [5].
+    """
 
     frontier: np.ndarray
 
@@ -78,7 +82,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Member:
-    """One fit: `theta` [P] with its `covariance`, the variance of the noise, and its `weight` among all."""
+    """One fit: `theta` [P] with its `covariance` [P, P], the `variance` of the noise in log loss, and its `weight` (0 to 1)."""
 
     form: str
     kernel: Kernel
@@ -91,7 +95,10 @@ class Member:
 def mixture_quantiles(
     weight: np.ndarray, mean: np.ndarray, spread: np.ndarray, freedom: float, cuts: Sequence[float]
 ) -> list[np.ndarray]:
-    """Quantiles of mixtures of Student's t [members, runs], by bisection."""
+    """Quantiles of mixtures of Student's t with `freedom` degrees, by bisection: an array [runs] for each of `cuts` (0 to 1).
+
+    `weight` [members], `mean` and `spread` (scale) [members, runs].
+    """
     found = []
     for cut in cuts:
         low, high = (mean - 60 * spread).min(0), (mean + 60 * spread).max(0)
@@ -104,13 +111,13 @@ def mixture_quantiles(
 
 
 def correlation(u: np.ndarray, v: np.ndarray, u2: np.ndarray, v2: np.ndarray, reach: float) -> np.ndarray:
-    """Correlation of the misfit at two sets of runs."""
+    """Correlation of the misfit between two sets of runs, [first, second]."""
     return np.exp(-0.5 * ((u[:, None] - u2) ** 2 + (v[:, None] - v2) ** 2) / reach**2)
 
 
 def whitening(data: Data, scale: Scale, trusted: np.ndarray, how: Kernel) -> tuple[np.ndarray, float]:
-    """The matrix that makes misfit and noise at the points independent and of the noise's variance, and the logarithm of the
-    determinant of their covariance over that variance."""
+    """The matrix [n, n] that whitens misfit and noise at the points, up to the noise's variance, and the log determinant of their
+    covariance divided by that variance."""
     ratio, reach, off = how
     here = scale(data.u, data.v, off)
     alike = np.diag(1 / trusted) + ratio * correlation(data.u, data.v, data.u, data.v, reach)
@@ -119,7 +126,7 @@ def whitening(data: Data, scale: Scale, trusted: np.ndarray, how: Kernel) -> tup
 
 
 def first_fits(data: Data, asymptote: tuple[float, float] | None) -> dict[str, np.ndarray]:
-    """A robust fit of every form to all points alike, the best of many starts."""
+    """A robust fit of each form to all points with equal weights, the best of many starts: form -> theta [P]."""
     found = {}
     for name, form in FORMS.items():
         first = starts(form, data.y)
@@ -132,7 +139,7 @@ def first_fits(data: Data, asymptote: tuple[float, float] | None) -> dict[str, n
 
 
 def trust(data: Data, first: dict[str, np.ndarray], scale: Scale) -> np.ndarray:
-    """How much each point counts, at most 1: less where the best form misses it by much more than the others."""
+    """How much each point counts [n]: 1, or less where its residual from the best form is much larger than the median."""
     here = scale(data.u, data.v, KERNELS[-1][2])
     residual = min((np.abs(FORMS[name].value(t, data.u, data.v)[0] - data.y) / here for name, t in first.items()), key=np.median)
     return np.minimum(1.0, ROBUST * max(1.4826 * float(np.median(residual)), NOISE[0] / 3) / np.maximum(residual, 1e-12))
@@ -141,7 +148,10 @@ def trust(data: Data, first: dict[str, np.ndarray], scale: Scale) -> np.ndarray:
 def posterior(
     data: Data, scale: Scale, trusted: np.ndarray, first: dict[str, np.ndarray], prior: "Prior", usual: tuple[float, float]
 ) -> list[Member]:
-    """A member for each form, kernel, and asymptote (free or none), weighted by its evidence."""
+    """A member for each form, kernel, and asymptote (free or none), weighted by its evidence.
+
+    `usual` is the prior of the misfit's size (`Calibration.misfit`), `first` the starts of the fits.
+    """
     found = [whitening(data, scale, trusted, how) for how in KERNELS]
     whiten = np.array([matrix for matrix, _ in found])
     members, evidence = [], []
@@ -151,21 +161,21 @@ def posterior(
             theta, variance, covariance, value = _laplace(form, data, whiten, start, centre, inverse)
             for i, how in enumerate(KERNELS):
                 members.append(Member(name, how, 0.0, theta[i], covariance[i], float(variance[i])))
-                evidence.append(value[i] - 0.5 * found[i][1] + np.log(mass) + _usual(how[0] * variance[i], usual))
+                evidence.append(value[i] - 0.5 * found[i][1] + np.log(mass) + _log_prior(how[0] * variance[i], usual))
     weights = np.exp(np.array(evidence) - max(evidence))
     weights /= weights.sum()
     return [Member(m.form, m.kernel, float(w), m.theta, m.covariance, m.variance) for m, w in zip(members, weights, strict=True)]
 
 
-def _usual(variance: float, usual: tuple[float, float]) -> float:
-    """The prior of the misfit's size."""
+def _log_prior(variance: float, usual: tuple[float, float]) -> float:
+    """The log prior of a misfit of this variance; a constant for no misfit."""
     return -0.5 * ((np.log(max(variance, 1e-12)) / 2 - np.log(usual[0])) / usual[1]) ** 2 if variance else -2.0
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of the parameters beforehand: log E (mean, standard deviation), whether E may be nothing at all, and the
-    logarithm of what each of the other terms usually is at the centre of the points."""
+    """The prior of the parameters: log E (mean, standard deviation), whether E may be zero, and the mean of the logarithm of each
+    of the other terms at the centre of the points (`reducible`)."""
 
     asymptote: tuple[float, float]
     may_vanish: bool
@@ -177,9 +187,9 @@ class Prior:
         return Prior(asymptote or (ASYMPTOTE_SHARE[0] + lowest, ASYMPTOTE_SHARE[1]), asymptote is None, middle - np.log(4))
 
     def of(self, form: Form) -> list[tuple[np.ndarray, np.ndarray, float]]:
-        """(centre [P], 1 / variance [P], mass) of each of its parts."""
+        """The prior for a form as a mixture of normals: (centre [P], 1 / variance [P], weight) of each."""
         centre, inverse = precision(form, self.asymptote)
-        power = 4.0 if form.name == "kaplan" else 1.0  # its terms are raised to beta
+        power = 4.0 if form.name == "kaplan" else 1.0  # Kaplan's terms are raised to beta, about 1/4
         centre[1:3], inverse[1:3] = power * self.reducible, (power * REDUCIBLE) ** -2
         if not self.may_vanish:
             return [(centre, inverse, 1.0)]
@@ -189,8 +199,8 @@ class Prior:
 
 
 def _laplace(form: Form, data: Data, whiten: np.ndarray, theta: np.ndarray, centre: np.ndarray, inverse: np.ndarray):
-    """theta [K, P] at the mode, the noise's variance [K], the covariance [K, P, P], and the log evidence [K] less the
-    logarithm of the determinant, for each whitening [K, n, n]."""
+    """Laplace's approximation for each whitening [K, n, n]: theta [K, P] at the mode, the noise's variance [K], the covariance
+    [K, P, P], and the log evidence [K], to which the caller adds the term of the whitening's determinant."""
     count, known = len(data.y), NOISE[1]
     variance = np.full(len(theta), 0.005**2)
     for number in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""The page that a person opens after a climb: forecast beside outcome, the pictures, the back-test, a sample."""
+"""The HTML report of a climb: the forecast and the measured result, plots, back-tests, and a sample of the model's text."""
 
 import base64
 import json
@@ -25,7 +25,7 @@ LABELS = {
 
 
 def write_report(generation: Path, sample: str = "") -> Path:
-    """Write `report.html`, `climb.png` and `run.png` into a scored generation; returns the page's path."""
+    """Write `report.html`, `climb.png` and `run.png` into a scored generation of text; returns the page's path."""
     points = read_points_file(generation)
     law = Law.from_dict(json.loads((generation / "law.json").read_text()))
     forecast = documents.read(generation / "forecast.json")

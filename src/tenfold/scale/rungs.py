@@ -1,7 +1,7 @@
-"""Training the runs of a ladder: side by side on a CPU, one after another on a GPU, or as tasks of a cluster.
+"""Training of a ladder's runs: in parallel on a CPU, one after another on a GPU, or as tasks of a cluster.
 
-On a CPU each run has one thread: small models gain little from a second, and a run's numbers do not depend on how many cores
-the machine has.
+On a CPU each run has one thread: small models gain little from a second, and the results of a run then do not depend on the
+number of cores.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,15 +24,18 @@ from tenfold.train.tasks.find import open_task
 from tenfold.train.tasks.pretrain import Pretraining
 from tenfold.train.trainer import fit, standard_hooks
 
-PROCESS_BYTES = 2**30  # Python, PyTorch and the batches
-BYTES_PER_PARAMETER = 16  # weights, gradient and two moments in 32 bits
+PROCESS_BYTES = 2**30  # Python, PyTorch and the batches of one run
+BYTES_PER_PARAMETER = 16  # float32 weights, gradients and two moments
 
-Run = tuple[RunConfig, Path]  # and the run's directory
+Run = tuple[RunConfig, Path]  # a run's configuration and its directory
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Data of another task than pretraining, which each run opens in `home` by itself: what a climb asks of a corpus."""
+    """Data of another task than pretraining, with the part of a `Corpus`'s interface that a climb needs.
+
+    Each run opens the data itself, in `home`.
+    """
 
     home: Path
     vocab_size: int
@@ -40,7 +43,7 @@ class Opened:
     epoch_tokens: int
 
     def opening(self, tokens: int) -> str:
-        """Nothing that a person would read."""
+        """An empty prompt: these data have no text to begin a sample with."""
         return ""
 
 
@@ -48,26 +51,27 @@ Source = Corpus | Opened
 
 
 def task_on(config: RunConfig, source: Source, home: Path) -> Task:
-    """The task of a run on a climb's data; images and the like are kept in `home`."""
+    """The task of a run on a climb's data; what pretraining prepares, such as images, is kept in `home`."""
     return open_task(config, source.home, quiet=True) if isinstance(source, Opened) else Pretraining(config, source, home)
 
 
 def train_on_source(config: RunConfig, source: Source, directory: Path, **how: Any) -> RunResult:
-    """Train a run; `how` are the options of `standard_hooks`."""
+    """Train a run, or resume it; `how` are options of `standard_hooks`."""
     return fit(task_on(config, source, directory.parent), config, directory, standard_hooks(config, **how))
 
 
 def workers(device: str) -> int:
-    """How many runs at once on this machine: as many as PyTorch would use threads on a CPU, one on an accelerator."""
+    """How many runs this machine trains at once: as many as PyTorch uses threads on a CPU, one on an accelerator."""
     return torch.get_num_threads() if resolve_device(device) == "cpu" else 1
 
 
 def train_rungs(
     runs: Sequence[Run], corpus: Source, at_once: int, *, on: str = "local", quiet: bool = False
 ) -> Iterator[tuple[int, RunResult]]:
-    """Train the runs, keeping metrics alone, by the launcher `on`. Yields (index, result) as they end, in any order.
+    """Train the runs, `at_once` of them in parallel, with the launcher `on`. Yields (index, result) as runs end, in any order.
 
-    When it is left early (Ctrl-C, an error in one run) the other runs save a checkpoint and stop.
+    Only the metrics of a run are kept, not its model. When the generator is closed early (Ctrl-C, an error in one run), the other
+    runs save a checkpoint and stop.
     """
     if on == "local" and at_once == 1:
         for i, (config, directory) in enumerate(runs):

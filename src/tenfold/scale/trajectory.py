@@ -1,8 +1,8 @@
-"""The loss along a run, not only at its end: the law says the end, smaller runs of the same schedule the way there.
+"""Forecast of the loss along a run: its end by the law, the curve towards it by smaller runs of the same schedule.
 
-Loss curves of one learning rate schedule, over the share of the run that is done and relative to their end, are nearly one curve
-at every size (Qiu et al., arXiv 2507.02119). What is left of difference follows the tokens per parameter, in whose logarithm
-the logarithm of the relative loss is fitted by a parabola at every moment.
+With one learning rate schedule, loss relative to the final loss, over the share of the run that is done, is nearly the same curve
+at every size (Qiu et al., arXiv 2507.02119). The remaining difference depends on the tokens per parameter: at each share, the
+logarithm of the relative loss is fitted by a parabola in the logarithm of the tokens per parameter.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,18 @@ from tenfold.scale.worth import DRAWS, loss_draws
 from tenfold.spec.errors import TenfoldError
 
 MOMENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of a run's tokens
-TAIL = np.linspace(0.9, 1.0, 11)  # over which the last checkpoints are averaged
+TAIL = np.linspace(0.9, 1.0, 11)  # shares of a run over which the loss of its last tenth is averaged
 COLUMNS = ("run", "params", "tokens", "loss")
-FEWEST = 6
-ALIKE = 0.1  # in the logarithm of tokens per parameter
+FEWEST = 6  # finished runs
+ALIKE = 0.1  # runs whose log of tokens per parameter rounds to the same multiple of this count as one value in the parabola
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A finished run: its parameters, and the loss after so many tokens [checkpoints], the last at its end.
+    """A finished run: its parameters, and its `loss` after `tokens` [checkpoints], the last of which is its end.
 
-    `known` is the loss at the end that a law knows, where that is of another text than the curve.
+    `known` is the final loss that the law is fitted to, where it is measured on other text than the curve (validation loss beside
+    a curve of training loss).
     """
 
     run: str
@@ -47,17 +48,17 @@ class Curve:
         return Point(self.params, float(self.tokens[-1]), 6 * self.params * float(self.tokens[-1]), self.end)
 
     def at(self, shares: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Loss at shares of the run."""
+        """The loss at these shares (0 to 1) of the run, by linear interpolation."""
         return np.interp(shares, self.tokens / self.tokens[-1], self.loss)
 
     def watched(self) -> np.ndarray:
-        """Loss at all `MOMENTS`, and the mean of the last tenth."""
+        """The loss at all `MOMENTS`, then its mean over the last tenth."""
         return np.append(self.at(MOMENTS), self.at(TAIL).mean())
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The forecast at a share of the run, or of the mean over its last tenth (None)."""
+    """The forecast of the loss at a `share` (0 to 1) of the run, or of its mean over the last tenth (`share` None)."""
 
     share: float | None
     median: float
@@ -65,9 +66,10 @@ class Moment:
 
 
 def read_curves(path: Path) -> list[Curve]:
-    """A CSV file with a row for each checkpoint: run, params, tokens (so far), loss.
+    """Read a CSV file with a row for each checkpoint: run, params, tokens (so far), loss.
 
-    Raises TenfoldError for missing columns, rows without numbers, and runs of two sizes or with nothing in their first tenth.
+    Raises TenfoldError for missing columns, rows without positive numbers, runs with two values of params, and runs without a
+    checkpoint in their first tenth.
     """
     header, rows = read_rows(path)
     require_columns(path, header, COLUMNS)
@@ -81,7 +83,7 @@ def read_curves(path: Path) -> list[Curve]:
         if params[0] != params[-1]:
             raise TenfoldError(f"{path}: {run} has {params[0]:g} and {params[-1]:g} parameters: give each run its own name.")
         if tokens[0] > MOMENTS[0] * tokens[-1]:
-            raise TenfoldError(f"{path}: the first checkpoint of {run} lies beyond a tenth of the run: give earlier ones.")
+            raise TenfoldError(f"{path}: the first checkpoint of {run} lies beyond a tenth of the run: add an earlier one.")
         curves.append(Curve(run, float(params[-1]), tokens, loss))
     return curves
 
@@ -89,17 +91,17 @@ def read_curves(path: Path) -> list[Curve]:
 def forecast_trajectory(
     curves: Sequence[Curve], params: float, tokens: float, *, asymptote: tuple[float, float] | None = None
 ) -> list[Moment]:
-    """The loss of a run of `params` and `tokens` at all `MOMENTS`, and the mean over its last tenth, with their intervals.
+    """The loss of a run of `params` and `tokens` at all `MOMENTS`, and its mean over the last tenth, with intervals.
 
-    All runs must have the same schedule. Raises TenfoldError for fewer than 6, and as `fit_law` does.
+    All runs must have the same schedule. Raises TenfoldError for fewer than 6 runs, and where `fit_law` does.
     """
     if len(curves) < FEWEST:
-        raise TenfoldError(f"A trajectory needs {FEWEST} finished runs, there are {len(curves)}: train more.")
+        raise TenfoldError(f"A trajectory needs {FEWEST} finished runs, and the file has {len(curves)}: add more.")
     return moments(fit_law([c.point for c in curves], asymptote=asymptote), curves, params, tokens)
 
 
 def moments(law: Law, curves: Sequence[Curve], params: float, tokens: float, unit: float = 1.0) -> list[Moment]:
-    """The same by a law that is known. `unit` is what the curves' unit is in that of the law."""
+    """`forecast_trajectory` by a given law. `unit` is one unit of the curves' loss in units of the law's loss."""
     drawn = _draws(law, curves, params, tokens) / unit
     found = []
     for share, losses in zip((*MOMENTS, None), drawn.T, strict=True):
@@ -110,7 +112,8 @@ def moments(law: Law, curves: Sequence[Curve], params: float, tokens: float, uni
 
 
 def _draws(law: Law, curves: Sequence[Curve], params: float, tokens: float) -> np.ndarray:
-    """Losses [DRAWS, moments and the mean]: the law's end, times what is left there by the other curves (Student's t)."""
+    """Draws of the loss [DRAWS, moments and the mean]: the final loss by the law, times the relative loss by the curves' parabola
+    with its scatter (Student's t)."""
     ratios = np.log([c.point.tokens / c.params for c in curves])
     middle, degree = ratios.mean(), min(2, len(set(np.round(ratios / ALIKE))) - 1)
     design, here = (np.vander(np.atleast_1d(x) - middle, degree + 1) for x in (ratios, np.log(tokens / params)))

@@ -1,8 +1,8 @@
-"""From loss to worth: what the next generations are worth, and how likely each brings the next step.
+"""The value of the next generations, from a law and a table of value by loss, and the probability that each gains a given step.
 
-A generation has ten times the compute of the one before; generation 0 is the best run of the law's largest compute. Losses are
-drawn from the law's whole distribution, those of all generations together, since a law that is too hopeful of one is too hopeful
-of the next.
+A generation has ten times the compute of the one before; generation 0 is the compute-optimal run at the largest compute of the
+law's points. Losses are drawn from the law's full distribution, jointly for all generations: a law that is too optimistic about
+one generation is too optimistic about the next.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from tenfold.scale.posterior import Member, correlation
 from tenfold.spec.errors import TenfoldError
 
 DRAWS = 4000
-BELOW = 0.05  # of the draws may reach below the table
+BELOW = 0.05  # share of the draws that may lie below the table's lowest loss
 COLUMNS = ("loss", "value")
 
 
 @dataclass(frozen=True)
 class Worth:
-    """The value of a model by its loss: straight between rows, of which `losses` rise and `values` fall, and held beyond them."""
+    """The value of a model by its loss: linear between the rows, constant beyond them; `losses` rise and `values` fall."""
 
     losses: np.ndarray
     values: np.ndarray
@@ -36,39 +36,36 @@ class Worth:
 
 @dataclass(frozen=True)
 class Bending:
-    """What is believed of a bend at the end of the ladder: its chance, and its size (a share of the loss, a decade on)."""
+    """A bend at the ladder's end: its assumed probability (`chance`), and its size as a share of the loss per decade of compute."""
 
     chance: float = 0.0
     size: float = 0.0
 
 
 def read_worth(path: Path) -> Worth:
-    """A CSV file with the columns loss and value. A value that rises with the loss is levelled with its neighbours (isotonic
-    regression), as measured ones need.
+    """Read a CSV file with the columns loss and value.
 
-    Raises TenfoldError for a missing column, a row without two numbers, or values that do not fall over two losses or more.
+    Where measured values rise with the loss, isotonic regression averages them with their neighbours. Raises TenfoldError for a
+    missing column, a row without two numbers, fewer than two losses, or values that do not fall.
     """
     header, rows = read_rows(path)
     require_columns(path, header, COLUMNS)
     table = np.array([[number_of(row[name]) for name in COLUMNS] for row in rows], float).reshape(-1, 2)
     for number, row in enumerate(table, start=2):
         if not np.isfinite(row).all():
-            raise TenfoldError(f"{path}, row {number}: give a loss and a value, both numbers.")
+            raise TenfoldError(f"{path}, row {number}: loss and value must both be numbers.")
     losses, where = np.unique(table[:, 0], return_inverse=True)
     counts = np.bincount(where, minlength=len(losses))
     values = np.bincount(where, table[:, 1], len(losses)) / np.maximum(counts, 1)
     if len(losses) >= 2:
         values = isotonic_regression(values, weights=counts, increasing=False).x
     if len(losses) < 2 or values[0] <= values[-1]:
-        raise TenfoldError(f"{path} needs two or more losses, the lower of which are worth more.")
+        raise TenfoldError(f"{path} must have two or more losses, and a lower loss must have a higher value.")
     return Worth(losses, values)
 
 
 def loss_draws(law: Law, params: Sequence[float], tokens: Sequence[float], *, count: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Losses [count, runs] of several runs from the law's whole distribution, all runs of a draw together.
-
-    Each run by itself is distributed as `Law.predict` says.
-    """
+    """Joint draws [count, runs] of the losses of several runs; the marginal distribution of each is that of `Law.predict`."""
     u, v = np.log(np.array(params, float)) - law.data.log_n, np.log(np.array(tokens, float)) - law.data.log_d
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(count, [m.weight for m in law.members])
@@ -78,7 +75,8 @@ def loss_draws(law: Law, params: Sequence[float], tokens: Sequence[float], *, co
 
 
 def _of_member(law: Law, m: Member, u: np.ndarray, v: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws [count, runs] of Student's t: doubt about the parameters and the misfit are shared by the runs, noise is not."""
+    """Draws [count, runs] of the log loss by a member (Student's t): the runs share the uncertainty of the parameters and the
+    misfit, and have independent noise."""
     mean, slope, there, learnt = law.of_member(m, u, v)
     ratio, reach, _ = m.kernel
     misfit = ratio * np.outer(there, there) * correlation(u, v, u, v, reach) + np.diag(there**2) - learnt.T @ learnt
@@ -88,8 +86,8 @@ def _of_member(law: Law, m: Member, u: np.ndarray, v: np.ndarray, count: int, rn
 
 @dataclass(frozen=True)
 class Generations:
-    """Generations 0, 1, ..., each at the best size of its compute: `flops`, `params`, `tokens` [generations], and joint draws of
-    `loss` and `value` [draws, generations]."""
+    """Generations 0, 1, ..., each compute-optimal: `flops`, `params`, `tokens` [generations], and joint draws of `loss` and
+    `value` [draws, generations]."""
 
     flops: list[float]
     params: list[float]
@@ -98,11 +96,11 @@ class Generations:
     value: np.ndarray
 
     def chances(self, step: float) -> list[float]:
-        """The probability, for each generation from the first on, that it is worth `step` more than the one before."""
+        """For each generation from 1 on, the probability that its value exceeds the one before by `step` or more."""
         return [float(p) for p in (np.diff(self.value, axis=1) >= step).mean(0)]
 
     def to_dict(self, step: float) -> dict[str, Any]:
-        """A JSON object: medians and 80 % intervals of each generation, and the chances of `step` (None of generation 0)."""
+        """A JSON object: medians and 80 % intervals of each generation, and its chance of `step` (None for generation 0)."""
         chances = [None, *self.chances(step)]
         rows = [
             {"flops": c, "params": n, "tokens": d, "loss": _of(loss), "value": _of(value), "chance": chance}
@@ -121,9 +119,9 @@ def _of(draws: np.ndarray) -> dict[str, Any]:
 def next_generations(
     law: Law, worth: Worth, *, generations: int = 3, bending: Bending = Bending(), count: int = DRAWS, seed: int = 0
 ) -> Generations:
-    """Draw what this generation and the next ones are worth, each at ten times the compute of the one before.
+    """Draw the losses and values of generation 0 and of the `generations` after it, each with ten times the compute of the last.
 
-    Raises TenfoldError where the table says nothing of the losses that they may reach.
+    Raises TenfoldError where the table ends above the losses that they may reach.
     """
     flops = [law.largest_flops * 10**k for k in range(generations + 1)]
     params, tokens = zip(*(law.optimum(c)[:2] for c in flops), strict=True)
@@ -133,7 +131,7 @@ def next_generations(
     low = float(np.quantile(loss.min(1), BELOW))
     if low < worth.losses[0]:
         raise TenfoldError(
-            f"The table of worth ends at a loss of {worth.losses[0]:.4g} and the generations asked for may reach {low:.4g}: "
-            "add a row for that, or ask for fewer generations."
+            f"The table of values ends at a loss of {worth.losses[0]:.4g}, but the generations may reach {low:.4g}: add a row for "
+            "that loss, or ask for fewer --generations."
         )
     return Generations(flops, list(params), list(tokens), loss, worth(loss))

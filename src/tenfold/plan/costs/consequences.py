@@ -1,4 +1,4 @@
-"""What a workload takes beyond its step time: failures, power, money, carbon and water, in one call."""
+"""The consequences of a workload: failures, wall-clock time, power, cost, carbon and water."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tenfold.plan.ranges import Z90, Range
 from tenfold.plan.sites.site import Site, site
 from tenfold.plan.workload.workload import DAY_S, StepTime, Workload
 
-# Parts of a step in which no kernel of the model runs on the board; the rest are kernels.
+# Parts of a step in which the board waits; in all others kernels of the model run on it.
 WAITING = (
     "tensor_parallel_s",
     "context_parallel_s",
@@ -29,10 +29,11 @@ SIMULATED_RUNS = 20
 
 @dataclass(frozen=True)
 class Consequences:
-    """`wall_days` holds the steps, what the plan's step time is wrong by (`step_error`), the time lost to failures, and what
-    runs take beside their steps (`beside_steps`); `gpu_hours` the whole of it, without spares.
+    """What a workload takes.
 
-    `simulated_share` is the effective share of simulated runs: 5th percentile, mean, 95th percentile.
+    `wall_days` are the days of the planned steps, times the error of the planned step (`step_error`), times all that runs take
+    beside their steps (`beside_steps`), over the share of time that failures leave. `gpu_hours` are those of all GPUs, without
+    spares. `simulated_share` is the effective share of simulated runs: 5th percentile, mean, 95th percentile.
     """
 
     site: Site
@@ -54,24 +55,24 @@ def computing_of(step: StepTime) -> float:
 
 
 def checkpoint_bytes(parameters: float) -> float:
-    """Bytes of a checkpoint with the optimizer's state."""
+    """Bytes of a checkpoint of `parameters` with the optimizer's state."""
     return parameters * facts("reliability")["checkpoint"]["bytes_per_parameter"]
 
 
 def step_error() -> Range:
-    """The factor between a step as it will be measured and as it is planned, as wide as the plan missed unseen sources."""
+    """The factor from the planned to the measured step, as wide as the planner's errors on sources that it was not fitted to."""
     return _log_normal(facts("beside")["step_error"], "step time")
 
 
 def beside_steps(around: Surroundings) -> Range:
-    """The factor between all that a run takes and its steps with failures: evaluation, slow starts, stages that are repeated."""
+    """The factor from the time of steps and failures to all that a run takes: evaluation, slow starts, repeated stages."""
     if around.beside_steps is not None:
         return Range.of(around.beside_steps)
     return _log_normal(facts("beside")["beside_steps"], "beside the steps")
 
 
 def stretch(gpus: int, parameters: float, around: Surroundings) -> Range:
-    """How much longer than its planned steps a run on `gpus` takes: step error, failures, and what comes beside the steps."""
+    """Wall-clock time of a run on `gpus` over that of its planned steps: step error, failures, and all beside the steps."""
     share = effective_time(gpus, DAY_S, checkpoint_bytes(parameters), around).effective_share
     return step_error() * beside_steps(around) / share
 
@@ -82,7 +83,10 @@ def _log_normal(row: dict[str, float], name: str) -> Range:
 
 
 def consequences(workload: Workload, around: Surroundings | None = None) -> Consequences:
-    """Failures, power, cost and footprint of a workload. Raises TenfoldError as they do."""
+    """Compute failures, power, cost and footprint of a workload.
+
+    Raises TenfoldError for an unknown region, an accelerator without a published board power, and more failures than a run bears.
+    """
     around = around or Surroundings()
     place = site(around.region, around.pue, around.wue_l_per_kwh)
     failures = effective_time(workload.gpus, workload.days * DAY_S, checkpoint_bytes(workload.spec.parameters().total), around)

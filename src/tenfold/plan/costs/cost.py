@@ -1,4 +1,4 @@
-"""Money: what the run costs on rented machines, and on machines of one's own."""
+"""The cost of a run on rented machines, and on machines that one owns."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ HOURS_PER_YEAR = 8766.0
 
 @dataclass(frozen=True)
 class Price:
-    """USD: rent per accelerator-hour, purchase of one accelerator without server; `assumed` where none is published."""
+    """USD: rent per accelerator-hour, and purchase of one accelerator without its server; `assumed` if either is not published."""
 
     rent_usd_per_h: Range
     purchase_usd: Range
@@ -25,7 +25,7 @@ class Price:
 
 @dataclass(frozen=True)
 class RunCost:
-    """USD of one run. Rent holds everything; owning is the sum of its parts."""
+    """USD of one run. The rent includes everything (servers, power, building); owning is the sum of `own_parts_usd`."""
 
     gpu_hours: Range
     rent_usd: Range
@@ -40,9 +40,9 @@ class RunCost:
 
 @dataclass(frozen=True)
 class Outlay:
-    """USD of all that is bought for the machines of a run, by what and by when it is paid, and the run's share of it.
+    """USD of all purchases for the machines of a run, by part and by date of payment.
 
-    The run's share is what owning costs for its time over what is bought: the rest serves what comes after.
+    `run_share` is the cost of owning them during the run, over the purchases; the machines serve later runs, too.
     """
 
     parts_usd: dict[str, Range]
@@ -52,7 +52,7 @@ class Outlay:
 
 
 def price(part: Accelerator) -> Price:
-    """Rent and purchase of one accelerator; scaled from H100 by peak bf16 rate, twice as wide, where none is known."""
+    """Rent and purchase of one accelerator; where none is known, H100's scaled by peak bf16 rate, with a wider range."""
     rent, rent_source, rent_assumed = _known_or_scaled("rent_usd_per_h", part)
     purchase, purchase_source, purchase_assumed = _known_or_scaled("purchase_usd", part)
     return Price(rent, purchase, rent_assumed or purchase_assumed, f"rent: {rent_source}; purchase: {purchase_source}")
@@ -70,7 +70,7 @@ def _known_or_scaled(table: str, part: Accelerator) -> tuple[Range, str, bool]:
 
 
 def run_cost(held: Held, power: RunPower, site: Site, around: Surroundings = Surroundings()) -> RunCost:
-    """Cost of holding machines for a run; a rent and hourly prices of `around` replace the market's and the site's."""
+    """The cost of holding machines for a run. A rent and hourly prices in `around` replace the market's and the site's."""
     prices, wall_hours = price(held.accelerator), Range.of(held.wall_hours)
     hours = (held.gpus + held.spare_gpus) * wall_hours
     rent = prices.rent_usd_per_h if around.rent_usd_per_h is None else Range.of(around.rent_usd_per_h)
@@ -94,9 +94,9 @@ def run_cost(held: Held, power: RunPower, site: Site, around: Surroundings = Sur
 
 
 def outlay(held: Held, power: RunPower, cost: RunCost) -> Outlay:
-    """What is bought: accelerators with spares, their servers and network, and the building for their peak power.
+    """The purchases: accelerators with spares, their servers and network, and the building for their peak power.
 
-    The building is paid over the two years before the start in equal parts, machines on delivery in the last of them.
+    The building is paid in two equal parts, two years and one year before the start; the machines in the year before the start.
     """
     own, bought = _own(), (held.gpus + held.spare_gpus) * price(held.accelerator).purchase_usd
     parts = {
@@ -116,7 +116,7 @@ def _own() -> dict[str, Range]:
 
 
 def _own_parts(held: Held, purchase_usd: Range, power: RunPower) -> dict[str, Range]:
-    """What owning the machines for the run costs, but for electricity."""
+    """The cost of owning the machines during the run, without electricity."""
     own = _own()
     wall_years = Range.of(held.wall_hours) / HOURS_PER_YEAR
     years = (held.gpus + held.spare_gpus) * Range.of(held.wall_hours) / HOURS_PER_YEAR / own["in_use"]

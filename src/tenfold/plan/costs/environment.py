@@ -1,4 +1,4 @@
-"""Carbon and water of a run: on site and off site, by location and by contract."""
+"""Carbon of a run, location-based and market-based, and water on site and at power stations."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,9 @@ HOURS_PER_YEAR = 8766.0
 class Footprint:
     """Tonnes of CO2e and cubic metres of water of one run.
 
-    `location_tco2e` is energy times the grid's carbon (GHG Protocol, scope 2 by location); `market_tco2e` counts
-    contracts for clean power. `embodied_tco2e` is the run's part of making the machines, in neither of them.
+    `location_tco2e` is energy times the grid's carbon (GHG Protocol, location-based scope 2); `market_tco2e` takes off the share
+    matched by contracts for clean power (market-based). `embodied_tco2e` is the run's share of making the machines, which is in
+    neither.
     """
 
     kgco2_per_kwh: Range
@@ -35,11 +36,14 @@ class Footprint:
 
 
 def run_footprint(held: Held, power: RunPower, site: Site, around: Surroundings = Surroundings()) -> Footprint:
-    """Carbon and water of the energy in `power`, and of making the machines held for it; hourly profiles of `around`
-    replace the site's yearly figures."""
+    """Carbon and water of the energy in `power`, and carbon of making the machines held for it.
+
+    Hourly profiles in `around` replace the site's yearly figures. Raises TenfoldError for a clean share outside of 0 to 1 and for
+    profiles that cannot be read.
+    """
     clean_share = around.clean_share
     if not 0 <= clean_share <= 1:
-        raise TenfoldError(f"The clean share must lie between 0 and 1, not {clean_share}.")
+        raise TenfoldError(f"The clean share (--clean-share) must lie between 0 and 1, not {clean_share}.")
     intensity, on_site, off_site = site.kgco2_per_kwh, site.wue_l_per_kwh, site.water_off_site_l_per_kwh
     hours, sources = Range.of(held.wall_hours).mid, [site.source]
     if around.weather_epw:
@@ -76,12 +80,14 @@ def _embodied(held: Held) -> Range:
 def card_tco2e(
     family: str, gpu_hours: float, board_w: float, pue: float | None = None, kgco2_per_kwh: float | None = None
 ) -> float:
-    """Tonnes of CO2e as the model cards of `family` (`Llama 3.1`, ...) compute them: hours x board power x PUE x grid.
+    """Tonnes of CO2e as the model cards of `family` (`Llama 3.1`, ...) compute them: hours x board power x PUE x grid carbon.
 
-    `pue` and `kgco2_per_kwh` replace the family's rule. Raises TenfoldError with the nearest name where neither is known.
+    `pue` and `kgco2_per_kwh` replace the family's own. Raises TenfoldError for a family without a rule, unless both are given.
     """
     rules, key = facts("cards")["rules"], family.lower().replace(" ", "-")
     if key not in rules and (pue is None or kgco2_per_kwh is None):
-        raise TenfoldError(f"There is no carbon rule for the family {family!r}{nearest(key, rules)}: give PUE and kg CO2 per kWh.")
+        raise TenfoldError(
+            f"There is no carbon rule for the family {family!r}{nearest(key, rules)}: give its PUE and the grid's kg CO2 per kWh."
+        )
     rule = rules.get(key, {})
     return 1e-6 * gpu_hours * board_w * (pue or rule["pue"]) * (kgco2_per_kwh or rule["kgco2_per_kwh"])

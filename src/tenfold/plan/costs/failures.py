@@ -1,8 +1,8 @@
-"""How often a job of N accelerators is interrupted, what that costs, and what keeps the cost small.
+"""Interruptions of a job by failures, the time that they cost, the best checkpoint interval, and spare nodes.
 
-Failures come at a constant rate per node-day. The job writes a checkpoint every so often: it stalls while the state is
-copied to host memory, then goes on while the copy travels to storage. A failure is noticed, the job restarts on a spare
-node from the last checkpoint that reached storage, and does the work since then again.
+Failures have a constant rate per node-day. At each checkpoint the job stalls while its state is copied to host memory, and
+continues while the copy is written to storage. After a failure is detected, the job restarts on a spare node from the last
+checkpoint that reached storage, and repeats the work since then.
 """
 
 import math
@@ -19,12 +19,12 @@ from tenfold.plan.ranges import Range, apply
 from tenfold.spec.errors import TenfoldError
 
 DAY_S, HOUR_S = 86_400.0, 3_600.0
-SPARES_SUFFICE = 0.99  # the probability that the spare nodes cover all that are away for repair
+SPARES_SUFFICE = 0.99  # the probability that the spare nodes replace all nodes in repair
 
 
 @dataclass(frozen=True)
 class Failures:
-    """Interruptions of one job and the time they take. Shares are of wall-clock time and sum to 1."""
+    """Interruptions of one job and the time that they take. `shares` are those of wall-clock time and sum to 1."""
 
     n_gpus: int
     n_nodes: int
@@ -62,7 +62,7 @@ def component_rates(gpus_per_node: int = 8) -> dict[str, float]:
 
 
 def rate_per_node_day(gpus_per_node: int = 8) -> Range:
-    """Interruptions per node-day: Llama 3's table, and the two fleets of RSC as low and high end."""
+    """Interruptions per node-day: Llama 3's table as mid, Meta's clusters RSC-2 and RSC-1 as low and high."""
     mid = sum(component_rates(gpus_per_node).values())
     bounds = {row["bound"]: row["per_1000_node_days"] for row in facts("reliability")["fleets"].values() if "bound" in row}
     scale = mid / (1e-3 * facts("reliability")["fleets"]["Llama 3 405B"]["per_1000_node_days"])
@@ -70,12 +70,12 @@ def rate_per_node_day(gpus_per_node: int = 8) -> Range:
 
 
 def young_interval(stall_s: float, mtti_s: float) -> float:
-    """Young 1974: work between checkpoints, sqrt(2 x stall x mean time to interruption), in seconds."""
+    """Seconds of work between checkpoints by Young (1974): sqrt(2 x stall x mean time to interruption)."""
     return math.sqrt(2 * stall_s * mtti_s)
 
 
 def daly_interval(stall_s: float, mtti_s: float) -> float:
-    """Daly 2006 (eq. 37), the higher order: as Young's, with two more terms of the series, in seconds."""
+    """Seconds of work between checkpoints by Daly (2006, eq. 37), a higher-order form of Young's."""
     if stall_s >= 2 * mtti_s:
         return mtti_s
     x = stall_s / (2 * mtti_s)
@@ -83,12 +83,12 @@ def daly_interval(stall_s: float, mtti_s: float) -> float:
 
 
 def segment_s(work_s: Any, stall_s: Any, write_s: Any, recovery_s: Any, mtti_s: Any) -> Any:
-    """Expected wall-clock seconds from one durable checkpoint to the next, `work_s` of work apart. Exact.
+    """Expected wall-clock seconds (exact) from one durable checkpoint to the next, with `work_s` of work between them.
 
     Interruptions are Poisson and may also hit a recovery. A checkpoint is durable `write_s` after its stall; until then
     a failure goes back to the one before. So the first attempt needs `work + stall` seconds without interruption, each
     further one `recovery + work + stall + write`. With `write_s = 0` this is Daly's
-    exp(R / M) M (exp((work + stall) / M) - 1). Infinite where it overflows. Numbers, or arrays of draws.
+    exp(R / M) M (exp((work + stall) / M) - 1). The arguments are numbers or arrays of draws; infinite where it overflows.
     """
     length = work_s + stall_s
     again = (recovery_s + length + write_s) / mtti_s
@@ -97,12 +97,12 @@ def segment_s(work_s: Any, stall_s: Any, write_s: Any, recovery_s: Any, mtti_s: 
 
 
 def effective_share(work_s: Any, stall_s: Any, write_s: Any, recovery_s: Any, mtti_s: Any) -> Any:
-    """Useful work over wall-clock time, as an expectation (see `segment_s`)."""
+    """Expected useful work over wall-clock time (see `segment_s`)."""
     return work_s / segment_s(work_s, stall_s, write_s, recovery_s, mtti_s)
 
 
 def best_interval(stall_s: float, write_s: float, recovery_s: float, mtti_s: float) -> float:
-    """Seconds of work between checkpoints that make `effective_share` largest; never shorter than a write."""
+    """Seconds of work between checkpoints that maximise `effective_share`; never shorter than a write."""
     low = max(write_s, 0.01 * stall_s, 1e-3)
     high = max(10 * low, 10 * mtti_s)
     found = minimize_scalar(
@@ -117,8 +117,8 @@ def best_interval(stall_s: float, write_s: float, recovery_s: float, mtti_s: flo
 def checkpoint_times(state_bytes: float, n_gpus: int, n_nodes: int, storage_gb_per_s: float | None = None) -> tuple[Range, Range]:
     """(seconds that the job stalls, seconds until the checkpoint is safe in storage).
 
-    Every accelerator copies its share to host memory; the nodes then write at `storage_gb_per_s` in all (given by the
-    file system), or at the file's rate per node.
+    Every accelerator copies its share to host memory. The nodes then write at `storage_gb_per_s` in all, the file system's
+    bandwidth, or without it at the rate per node of `reliability.toml`.
     """
     table = facts("reliability")["checkpoint"]
     copy = state_bytes / (1e9 * n_gpus * Range.of(table["host_copy_gb_per_s_per_gpu"], "copies to the host"))
@@ -127,21 +127,21 @@ def checkpoint_times(state_bytes: float, n_gpus: int, n_nodes: int, storage_gb_p
 
 
 def _storage() -> Range:
-    """GB/s that a node writes to storage, or reads from it."""
+    """GB/s at which a node writes to storage and reads from it."""
     return Range.of(facts("reliability")["checkpoint"]["storage_gb_per_s_per_node"], "storage")
 
 
 def spare_nodes(repairs_per_day: float, repair_h: float, suffice: float = SPARES_SUFFICE) -> int:
-    """Nodes to hold ready, so that those away for repair (Poisson) are covered with probability `suffice`."""
+    """Spare nodes that replace all nodes in repair (Poisson) with probability `suffice`."""
     return int(poisson.ppf(suffice, repairs_per_day * repair_h / 24))
 
 
 def effective_time(n_gpus: int, work_s: float, state_bytes: float, around: Surroundings = Surroundings()) -> Failures:
-    """What failures do to `work_s` seconds of training on `n_gpus`, with a checkpoint of `state_bytes`.
+    """The effect of failures on `work_s` seconds of training on `n_gpus`, with a checkpoint of `state_bytes`.
 
-    What `around` says of storage, checkpoints, failures and recovery replaces the plan's own figures. Divide `work_s` by
-    `effective_share` for the wall-clock time. Raises TenfoldError where failures come so fast that the job never gets from
-    one checkpoint to the next.
+    Options of `around` on storage, checkpoints, failures and recovery replace the planner's own figures. The wall-clock time is
+    `work_s` over `effective_share`. Raises TenfoldError where a checkpoint takes longer to write than the interval between two,
+    and where failures come so fast that the job makes no progress.
     """
     n_nodes = math.ceil(n_gpus / around.gpus_per_node)
     rates, per_node_day = _rates(around)
@@ -151,14 +151,14 @@ def effective_time(n_gpus: int, work_s: float, state_bytes: float, around: Surro
     interval = around.checkpoint_interval_s or best_interval(stall.mid, write.mid, recovery.mid, mtti_s.mid)
     if interval < write.mid:
         raise TenfoldError(
-            f"A checkpoint takes {write.mid:.0f} s to write, longer than the {interval:.0f} s between two: raise the "
-            f"interval or the storage bandwidth."
+            f"A checkpoint takes {write.mid:.0f} s to write, longer than the {interval:.0f} s between two: raise "
+            "--checkpoint-interval-s or the storage bandwidth (--storage-gb-per-s)."
         )
     mid = float(effective_share(interval, stall.mid, write.mid, recovery.mid, mtti_s.mid))
     if mid < 0.01:
         raise TenfoldError(
-            f"{n_gpus} accelerators are interrupted every {mtti_s.mid / 60:.1f} min and need {recovery.mid / 60:.1f} min to "
-            f"come back: use fewer, or restart faster."
+            f"{n_gpus:,} accelerators are interrupted every {mtti_s.mid / 60:.1f} min and need {recovery.mid / 60:.1f} min to "
+            "recover: use fewer, or restart faster."
         )
     share = apply(lambda *drawn: np.maximum(0.01 * mid, effective_share(interval, *drawn)), stall, write, recovery, mtti_s)
     table = facts("reliability")["components"]["counts"]
@@ -187,7 +187,7 @@ def effective_time(n_gpus: int, work_s: float, state_bytes: float, around: Surro
 
 
 def _rates(around: Surroundings) -> tuple[dict[str, float], Range]:
-    """(interruptions per node-day by component, all of them)."""
+    """(interruptions per node-day by component, their sum)."""
     rates, per_node_day = component_rates(around.gpus_per_node), rate_per_node_day(around.gpus_per_node)
     if around.per_1000_node_days is None:
         return rates, per_node_day
@@ -196,7 +196,7 @@ def _rates(around: Surroundings) -> tuple[dict[str, float], Range]:
 
 
 def _recovery(state_bytes: float, n_nodes: int, around: Surroundings) -> tuple[Range, Range]:
-    """(seconds until a failure is noticed, seconds until the job computes again: detection, restart and reading back)."""
+    """(seconds until a failure is detected, seconds until the job computes again, with the restart and reading the checkpoint)."""
     table = facts("reliability")
     detection, restart = (Range.of(table["recovery"][key], key) for key in ("detection_s", "restart_s"))
     if around.recovery_s is not None:
@@ -207,7 +207,7 @@ def _recovery(state_bytes: float, n_nodes: int, around: Surroundings) -> tuple[R
 
 
 def _shares(effective: float, interval_s: float, stall_s: float, recovery_s: float, mtti_s: float) -> dict[str, float]:
-    """Where wall-clock time goes. A recovery is cut short by the next interruption, so it takes 1 - exp(-R / M)."""
+    """The shares of wall-clock time. An interruption may end a recovery, so that recoveries take 1 - exp(-R / M)."""
     checkpoints = effective * stall_s / interval_s
     recovery = -math.expm1(-recovery_s / mtti_s)
     return {
@@ -220,7 +220,7 @@ def _shares(effective: float, interval_s: float, stall_s: float, recovery_s: flo
 
 @dataclass(frozen=True)
 class Simulated:
-    """One simulated run: its length, its effective share, and each interruption as (hours since the start, component)."""
+    """One simulated run: its wall-clock time, effective share, and interruptions as (hours since the start, component)."""
 
     wall_s: float
     effective_share: float
@@ -228,17 +228,16 @@ class Simulated:
 
 
 def simulate(failures: Failures, work_s: float, seed: int = 0) -> Simulated:
-    """One run with random interruptions, the Monte Carlo beside the expectation of `effective_time`.
+    """Simulate one run with random interruptions, as a check of the expectation in `effective_time`.
 
-    Interruptions come one after another; between two of them the job recovers, then alternates work and stalls, and
-    a checkpoint counts once its write is through.
+    Between two interruptions the job recovers, then alternates work and stalls; a checkpoint counts once it is written.
     """
     random = np.random.default_rng(seed)
     names = list(failures.by_component_per_day)
     rates = np.array(list(failures.by_component_per_day.values()))
     interval, stall, write = failures.checkpoint_interval_s, failures.checkpoint_stall_s, failures.checkpoint_write_s
     recovery = failures.detection_s + failures.restart_s
-    saved = now = starts = 0.0  # work in storage; the time; when the job computes again
+    saved = now = starts = 0.0  # seconds of work in storage; current time; time at which the job computes again
     times: list[float] = []
     while True:
         for gap in random.exponential(DAY_S / rates.sum(), 1000).tolist():

@@ -1,4 +1,4 @@
-"""Power and energy of a run: boards by what they do, hosts, network, the building; peak, mean and total."""
+"""Power and energy of a run: accelerator boards (computing, waiting or idle), hosts, network, and the building."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from tenfold.spec.errors import TenfoldError
 
 @dataclass(frozen=True)
 class Held:
-    """Machines that are held for a run: those that train and spares, for `wall_hours`, time lost to failures included."""
+    """The machines held for a run: `gpus` that train and `spare_gpus`, for `wall_hours` with the time lost to failures."""
 
     accelerator: Accelerator
     gpus: int
@@ -21,7 +21,8 @@ class Held:
 
 @dataclass(frozen=True)
 class RunPower:
-    """Watts are per running accelerator; megawatts and megawatt-hours are of the whole site, cooling included."""
+    """Power and energy. Watts are per running accelerator; megawatts and megawatt-hours are those of the site, with cooling except
+    for `it_energy_mwh`. `share_of_year_pct` is the energy in percent of that described by `year`."""
 
     board_w: Range
     host_w: Range
@@ -39,9 +40,9 @@ class RunPower:
 
 
 def computing_share(mfu: float, accelerator: Accelerator) -> float:
-    """The share of a step in which kernels run, for a run of which only the MFU (0 to 1, bf16) is known.
+    """The share of a step in which kernels run, estimated from the MFU alone (0 to 1, bf16).
 
-    Matrix products run at best at the rate that was measured for the part; other kernels take their fixed share.
+    Matrix products are taken to run at the best rate measured on the accelerator, and to be a fixed share of the kernels' time.
     """
     table = facts("power")["computing"]
     best = table["best_matrix_share_of_peak"]
@@ -53,12 +54,12 @@ def computing_share(mfu: float, accelerator: Accelerator) -> float:
 def board_w(accelerator: Accelerator, computing: float) -> Range:
     """Mean watts of one board that computes for a share `computing` of the time and otherwise waits.
 
-    Raises TenfoldError where the part's board power is not published.
+    Raises TenfoldError for a share outside of 0 to 1, and where the accelerator's board power is not published.
     """
     if not 0 <= computing <= 1:
         raise TenfoldError(f"The share of time spent computing must lie between 0 and 1, not {computing}.")
     if accelerator.tdp_w is None:
-        raise TenfoldError(f"{accelerator.name} has no published board power: choose another accelerator.")
+        raise TenfoldError(f"{accelerator.name} has no published board power: give --board-w, or choose another accelerator.")
     table = facts("power")["board"]
     computes, waits = (Range.of(table[key], f"board power {key}") for key in ("computing", "waiting"))
     return accelerator.tdp_w * (computes * computing + waits * (1 - computing))
@@ -68,7 +69,7 @@ def run_power(held: Held, pue: Range | float, computing: float, effective_share:
     """Power and energy of the machines of a run.
 
     `computing` is the share of a step in which kernels run (the rest is exposed communication and bubble; see
-    `computing_share`), `effective_share` the share of wall-clock time in which steps run at all. Spares stand idle.
+    `computing_share`), `effective_share` the share of wall-clock time in which steps run. Spares are idle.
     """
     table, pue, wall_hours = facts("power"), Range.of(pue), Range.of(held.wall_hours)
     board = board_w(held.accelerator, computing * effective_share)
@@ -107,5 +108,5 @@ def run_power(held: Held, pue: Range | float, computing: float, effective_share:
 
 
 def _network(others: Range, share: Range) -> Range:
-    """Watts of a part that is `share` of the whole, beside `others`."""
+    """Watts of the network, whose `share` is that of the sum of itself and the `others`."""
     return others * (share / (1 - share))

@@ -1,4 +1,4 @@
-"""Water that cooling evaporates on site, from weather and first principles of moist air.
+"""Water that cooling evaporates on site, computed from hourly weather by the thermodynamics of moist air.
 
 Psychrometrics after ASHRAE Fundamentals (chapter 1): saturation by Magnus' formula in the coefficients of Alduchov and
 Eskridge 1996, wet-bulb temperature by Stull 2011 (doi 10.1175/JAMC-D-11-0143.1), good to about 0.3 K.
@@ -14,10 +14,10 @@ COOLING = ("closed", "outside-air", "tower")
 AIR_KJ_PER_KG_K = 1.006
 VAPOUR_KJ_PER_KG_K = 1.86
 LATENT_KJ_PER_KG = 2501.0
-CONCENTRATION = 5.0  # cycles until a tower's water is drained: a fifth of what comes in is blown down
-TOWER_RISE_K = 8.0  # air leaves a tower saturated, this much above the wet bulb
+CONCENTRATION = 5.0  # cycles of concentration of a tower's water: a fifth of the make-up water is blown down
+TOWER_RISE_K = 8.0  # the air that leaves a tower is saturated, at this much above the wet bulb
 SUPPLY_C = 29.4  # outside air is cooled by evaporation only above this (85 F, Open Compute data centre specification)
-SERVER_RISE_K = 12.0  # how much the servers warm the air
+SERVER_RISE_K = 12.0  # by which the servers warm the air
 
 
 def wet_bulb_c(dry_bulb_c: np.ndarray, humidity: np.ndarray) -> np.ndarray:
@@ -34,22 +34,22 @@ def wet_bulb_c(dry_bulb_c: np.ndarray, humidity: np.ndarray) -> np.ndarray:
 
 
 def humidity_ratio(temperature_c: np.ndarray, humidity: np.ndarray | float, pressure_pa: np.ndarray | float) -> np.ndarray:
-    """kg of vapour per kg of dry air."""
+    """kg of vapour per kg of dry air, for a relative humidity of 0 to 1."""
     vapour = humidity * 610.94 * np.exp(17.625 * temperature_c / (temperature_c + 243.04))
     return 0.62198 * vapour / (pressure_pa - vapour)
 
 
 def enthalpy(temperature_c: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """kJ per kg of dry air."""
+    """Enthalpy in kJ per kg of dry air, for a humidity ratio in kg/kg."""
     return AIR_KJ_PER_KG_K * temperature_c + ratio * (LATENT_KJ_PER_KG + VAPOUR_KJ_PER_KG_K * temperature_c)
 
 
 def wue(weather: Weather, cooling: str) -> np.ndarray:
-    """Litres on site per kWh of heat, hour by hour.
+    """Litres of water on site per kWh of heat, for each hour.
 
-    `closed`: dry coolers, none. `outside-air`: outside air blown through, cooled by evaporation in hot hours alone.
-    `tower`: an evaporative tower takes all heat; its air leaves saturated above the wet bulb, and what evaporates is
-    the vapour that it takes along, plus blow-down. Raises TenfoldError where the cooling is none of the three.
+    `closed`: dry coolers, which use no water. `outside-air`: outside air is blown through, and cooled by evaporation in hot hours
+    only. `tower`: an evaporative tower removes all heat; its air leaves saturated above the wet bulb, and the water is the vapour
+    that the air takes up, plus blow-down. Raises TenfoldError for another kind of cooling.
     """
     if cooling not in COOLING:
         raise TenfoldError(f"There is no cooling {cooling!r}{nearest(cooling, COOLING)}: choose {', '.join(COOLING)}.")

@@ -20,7 +20,7 @@ def fleet(
     around: Surroundings = Surroundings(),
     output: Output = Output(),
 ) -> None:
-    """What a whole fleet does and takes: shares of it train, chat and rank.
+    """Plan a whole fleet whose GPUs are shared by training, chat and ranking: throughput, power, energy and cost.
 
     Examples:
 
@@ -50,11 +50,11 @@ def fleet(
         )  # fmt: skip
     out, whole = console(), found.costs["all"]
     out.print(table)
-    out.print(f"Energy, rent and ownership of {shares.period_days:g} days; best guesses.")
+    out.print(f"Energy, rent and cost of owning for {shares.period_days:g} days; best guesses.")
     for name, r in (("Rent", whole.rent_usd), ("owned", whole.own_usd), ("bought", whole.bought_usd)):
         out.print(f"{name.capitalize()}, all: {usd(r.low)} to {usd(r.high)} (10 to 90 %).")
     if guessed := [*(["prices"] if price(part.accelerator).assumed else []), *part.accelerator.guessed]:
-        out.print(f"Guessed of {part.accelerator.name}, for nobody published them: {', '.join(guessed)}.")
+        out.print(f"Guessed of {part.accelerator.name}, as they are not published: {', '.join(guessed)}.")
     for role in found.roles:
         out.print(f"{role.name.capitalize()}: {role.sentence}.")
     out.print(found.sentence)

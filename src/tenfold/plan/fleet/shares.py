@@ -1,4 +1,4 @@
-"""A fleet as its owner asks for it: so many GPUs, shares of them for training, chat and ranking, and what each of them does."""
+"""A fleet of GPUs shared by training, chat and ranking: the throughput of each share, and the cost of all."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -24,32 +24,39 @@ from tenfold.spec.model import published_model
 from tenfold.spec.ranges import Count, Share, Text
 from tenfold.spec.units import si
 
-CHAT_MODEL = "llama-3.1-70b"  # where neither --chat-model nor --after names one
+CHAT_MODEL = "llama-3.1-70b"  # without --chat-model and --after
 
 
 @dataclass(frozen=True)
 class FleetRequest(ChatRequest):
-    """How many GPUs, who has which share of them, and what is asked of each."""
+    """The fleet's GPUs, the share of each role, and the load of each."""
 
-    gpus: Annotated[Gpus | None, Meta(description="GPUs of the fleet.")] = None
-    training_share: Annotated[Share, Meta(description="Share of the GPUs that trains.")] = 0.6
-    chat_share: Annotated[Share, Meta(description="Share that answers.")] = 0.3
-    ranking_share: Annotated[Share, Meta(description="Share that ranks.")] = 0.1
-    run_days: Annotated[Days | None, Meta(description="Days of a training run by the clock: the fewest GPUs that hold them.")] = (
-        None
-    )
-    confidence: Annotated[Confidence, Meta(description="Probability with which --run-days is to hold.")] = 0.8
-    period_days: Annotated[Days, Meta(description="Days over which energy and money are counted.")] = 365.0
-    chat_model: Annotated[Text | None, Meta(description="The published model that answers; that of --after if not said.")] = None
-    chat_dtype: Annotated[Text | None, Meta(description="What it computes in: bf16, fp8 or fp4.")] = None
-    mean_share: Annotated[Share, Meta(description="Mean load of chat and ranking as a share of their peak.")] = 0.5
-    items: Annotated[Count, Meta(description="Items that are ranked.")] = 1_000_000
-    host_cores: Annotated[Count, Meta(description="Cores of a host with its GPUs.")] = 192
+    gpus: Annotated[Gpus | None, Meta(description="Number of GPUs in the fleet (required).")] = None
+    training_share: Annotated[Share, Meta(description="Share of the GPUs (0 to 1) for training.")] = 0.6
+    chat_share: Annotated[Share, Meta(description="Share of the GPUs (0 to 1) for chat.")] = 0.3
+    ranking_share: Annotated[Share, Meta(description="Share of the GPUs (0 to 1) for ranking.")] = 0.1
+    run_days: Annotated[
+        Days | None,
+        Meta(
+            description="Wall-clock days of a training run: each run gets the fewest GPUs that keep them; default: the fastest run."
+        ),
+    ] = None
+    confidence: Annotated[Confidence, Meta(description="Probability (0.05 to 0.95) with which --run-days is kept.")] = 0.8
+    period_days: Annotated[Days, Meta(description="Days over which energy and cost are counted.")] = 365.0
+    chat_model: Annotated[
+        Text | None, Meta(description="Published model for chat; default: that of --after, or llama-3.1-70b.")
+    ] = None
+    chat_dtype: Annotated[
+        Text | None, Meta(description="Data type of the chat model: bf16, fp8 or fp4; default: fp8 where the accelerator has it.")
+    ] = None
+    mean_share: Annotated[Share, Meta(description="Mean load of chat and ranking as a share (0 to 1) of their peak.")] = 0.5
+    items: Annotated[Count, Meta(description="Items in the catalogue that are ranked for a list.")] = 1_000_000
+    host_cores: Annotated[Count, Meta(description="CPU cores of a host with its GPUs.")] = 192
 
 
 @dataclass(frozen=True)
 class Role:
-    """A share of the fleet: its GPUs, the share of the time in which kernels run on them, its figures and a sentence on them."""
+    """A share of the fleet: its GPUs, the share of the time in which kernels run on them (`busy`), its results, and a sentence."""
 
     name: str
     gpus: int
@@ -60,7 +67,7 @@ class Role:
 
 @dataclass(frozen=True)
 class RoleCosts:
-    """What holding a role's machines for the period takes."""
+    """Power, energy, cost and footprint of holding a role's machines for the period."""
 
     peak_mw: Range
     energy_mwh: Range
@@ -73,7 +80,7 @@ class RoleCosts:
 
 @dataclass(frozen=True)
 class FleetPlan:
-    """All roles with what they take, the sums, and the GPUs that services do not need on average (`idle_gpus`)."""
+    """The roles, the costs of each and of all, and the GPUs that chat and ranking do not need at their mean load (`idle_gpus`)."""
 
     roles: list[Role]
     costs: dict[str, RoleCosts]
@@ -84,10 +91,10 @@ class FleetPlan:
 def plan_fleet(
     asked: Request, fleet: FleetRequest, machine: Machine, step: StepRequest, around: Surroundings, ranker: RankCosts
 ) -> FleetPlan:
-    """The roles of a fleet and their costs. Raises TenfoldError where shares pass one, or a role cannot work on its share."""
+    """The roles of a fleet and their costs. Raises TenfoldError where shares exceed one, or a role cannot work on its share."""
     shares = {"training": fleet.training_share, "chat": fleet.chat_share, "ranking": fleet.ranking_share}
     if fleet.gpus is None:
-        raise TenfoldError("Say how many GPUs the fleet has: --gpus.")
+        raise TenfoldError("The fleet's number of GPUs is missing: give --gpus.")
     if sum(shares.values()) > 1 + 1e-9:
         raise TenfoldError(f"The shares of training, chat and ranking add up to {sum(shares.values()):.0%}: lower one of them.")
     node = around.gpus_per_node
@@ -106,13 +113,14 @@ def plan_fleet(
 
 
 def training(asked: Request, fleet: FleetRequest, gpus: int, machine: Machine, step: StepRequest, around: Surroundings) -> Role:
-    """As many runs of the model at a time as the share holds, each on the number of GPUs that is fastest or holds the days."""
+    """As many runs of the model at a time as fit on the share, each on the fastest number of GPUs, or the fewest that keep the
+    days."""
     shape = resolve(asked, step.seq_len)
     if fleet.run_days:
         needed = gpus_for_days(shape, GpuRequest(days=fleet.run_days, confidence=fleet.confidence), machine, step, around)
         if needed > gpus:
             raise TenfoldError(
-                f"{shape.spec.name} needs {needed:,} GPUs to be trained in {fleet.run_days:g} days, and the share that trains has "
+                f"{shape.spec.name} needs {needed:,} GPUs to be trained in {fleet.run_days:g} days, but the share for training has "
                 f"{gpus:,}: raise --training-share or --run-days."
             )
         gpus_each = needed
@@ -147,12 +155,12 @@ def _training_words(plan: Plan, after: Consequences, runs: int, gpus: int) -> st
     w, days = plan.workload, after.wall_days
     each = f"a run of {w.flops:.3g} FLOPs on {w.gpus:,} GPUs takes {days.mid:,.0f} days ({days.low:,.0f} to {days.high:,.0f})"
     left = gpus - runs * (w.gpus + after.failures.spare_gpus)
-    rest = f"; {left:,} GPUs are left for other jobs, for more would not make a run faster" if left > 0.1 * gpus else ""
+    rest = f"; {left:,} GPUs are left for other jobs, as they would not make a run faster" if left > 0.1 * gpus else ""
     return f"{runs} at a time: {each}{rest}" if runs > 1 else f"{each}{rest}"
 
 
 def chat(asked: Request, fleet: FleetRequest, gpus: int, machine: Machine) -> Role:
-    """The requests that the share answers at its peak."""
+    """The replicas of the share and the requests per second that they answer at the peak."""
     spec = published_model(fleet.chat_model or asked.after or CHAT_MODEL)
     dtype = fleet.chat_dtype or ("fp8" if machine.accelerator.fp8_tflops else "bf16")
     if dtype not in ("bf16", "fp8", "fp4"):
@@ -178,7 +186,7 @@ def chat(asked: Request, fleet: FleetRequest, gpus: int, machine: Machine) -> Ro
 
 
 def ranking(fleet: FleetRequest, gpus: int, machine: Machine, gpus_per_node: int, costs: RankCosts) -> Role:
-    """The lists that the share ranks at its peak: what its hosts' cores can, or its GPUs, whichever is less."""
+    """The lists per second that the share ranks at the peak, bound by its hosts' cores or by its GPUs."""
     load = ServeRequest(items=fleet.items, host_cores=fleet.host_cores)
     by_cores = gpus // gpus_per_node * fleet.host_cores / (plan_rank(load, costs).cores_per_1000_queries / 1000)
     flops = history_flops(load.item_width, load.rank_layers, load.history) + 2.0 * load.items * load.item_width
@@ -188,12 +196,12 @@ def ranking(fleet: FleetRequest, gpus: int, machine: Machine, gpus_per_node: int
             "lists_per_day": lists * fleet.mean_share * DAY_S}  # fmt: skip
     words = f"{lists:,.0f} lists/s of {fleet.items:,} items at the peak, bound by {bound}"
     if by_gpus > 10 * by_cores:
-        words += f"; its GPUs could rank {by_gpus / by_cores:,.0f} times as many: hosts without GPUs would do"
+        words += f"; its GPUs could rank {by_gpus / by_cores:,.0f} times as many, so hosts without GPUs would be enough"
     return Role("ranking", gpus, fleet.mean_share * min(1.0, lists / by_gpus), does, words)
 
 
 def role_costs(role: Role, days: float, machine: Machine, around: Surroundings) -> RoleCosts:
-    """What holding the role's machines for so many days takes, busy or not."""
+    """The costs of holding the role's machines for `days`, whether busy or idle."""
     place = site(around.region, around.pue, around.wue_l_per_kwh)
     held = Held(machine.accelerator, role.gpus, 24 * days, 0, around.gpus_per_node)
     power = run_power(held, place.pue, role.busy)
@@ -211,8 +219,8 @@ def role_costs(role: Role, days: float, machine: Machine, around: Surroundings) 
 
 def _idle_words(idle: float, roles: list[Role]) -> str:
     trains = next((role for role in roles if role.name == "training"), None)
-    words = f"Chat and ranking leave {idle:,.0f} GPUs without work on average"
+    words = f"Chat and ranking leave {idle:,.0f} GPUs idle on average"
     if trains is None:
         return f"{words}."
     more = f"{idle / trains.gpus:.0%}"
-    return f"{words}: lent off the peaks they would add at most {more} to what trains (see `tenfold fleet simulate`)."
+    return f"{words}: lent to training outside of the peaks, they would add at most {more} to it (see `tenfold fleet simulate`)."

@@ -1,5 +1,7 @@
-"""What a replica of a chat model answers: the products, bytes and collectives of a training step's forward pass, and a cache that
-every token reads. What surrounds the model (sampling, scheduling, HTTP) is taken to run beside it."""
+"""The throughput of a replica of a chat model: the forward pass by the formulas of a training step, and the reads of the KV cache.
+
+Sampling, scheduling and HTTP are taken to overlap with the model.
+"""
 
 import math
 from collections.abc import Iterator
@@ -17,17 +19,17 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import ModelSpec
 from tenfold.spec.ranges import Count, Positive
 
-IN_USE = 0.9  # of the memory: vLLM's default gpu_memory_utilization
+IN_USE = 0.9  # share of the memory: vLLM's default gpu_memory_utilization
 LARGEST_BATCH = 2**14
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A question, its answer, and how fast it is to come."""
+    """The lengths of a chat request and its answer, and the latency limit."""
 
-    prompt_tokens: Annotated[Count, Meta(description="Tokens of a question, with what was said before it.")] = 1000
+    prompt_tokens: Annotated[Count, Meta(description="Tokens of a chat request, with the conversation before it.")] = 1000
     answer_tokens: Annotated[Count, Meta(description="Tokens of an answer.")] = 300
-    token_ms: Annotated[Positive, Meta(description="Milliseconds between two tokens of an answer, at most.")] = 50.0
+    token_ms: Annotated[Positive, Meta(description="Milliseconds per output token of an answer, at most.")] = 50.0
 
     @property
     def tokens(self) -> int:
@@ -36,9 +38,10 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class Replica:
-    """One copy of the model on `gpus` that share its matrices, with `batch` answers under way at a time.
+    """One copy of the model, tensor parallel over `gpus`, with a `batch` of concurrent answers.
 
-    `token_s`: seconds between two tokens of an answer, in which prompts of others are read too.
+    `token_s` are the seconds between two tokens of an answer, including the prefill of other requests; `requests_per_s` are those
+    of the replica, `memory_gib` is per GPU.
     """
 
     gpus: int
@@ -50,15 +53,15 @@ class Replica:
 
 
 def best_replica(spec: ModelSpec, machine: Machine, dtype: str, asked: ChatRequest) -> Replica:
-    """The replica with the most requests per second and GPU that fits and is as fast as asked.
+    """The replica with the most requests per second and GPU that fits in memory and keeps the latency limit.
 
     Raises TenfoldError where there is none.
     """
     found = max(_replicas(spec, machine, dtype, asked), key=lambda r: r.requests_per_s / r.gpus, default=None)
     if found is None:
         raise TenfoldError(
-            f"{spec.name} does not answer on {machine.constants.domain_gpus} x {machine.accelerator.name} with {asked.token_ms:g} "
-            "ms between tokens: allow more (--token-ms), or take a smaller model or parts with more memory."
+            f"{spec.name} does not answer on up to {machine.constants.domain_gpus} x {machine.accelerator.name} within "
+            f"{asked.token_ms:g} ms per token: allow more (--token-ms), or take a smaller model or accelerators with more memory."
         )
     return found
 
@@ -79,13 +82,13 @@ def _replicas(spec: ModelSpec, machine: Machine, dtype: str, asked: ChatRequest)
 
 
 def _token_s(spec: ModelSpec, machine: Machine, dtype: str, gpus: int, batch: int, asked: ChatRequest) -> float:
-    """Seconds of a pass that gives each of `batch` answers a token."""
+    """Seconds of a decoding step, which gives each of `batch` answers one token."""
     context = asked.prompt_tokens + asked.answer_tokens // 2
     return _pass_s(spec, machine, _part(spec, gpus, batch, 1, dtype), batch * _cache_bytes(spec, dtype, gpus, context))
 
 
 def _part(spec: ModelSpec, gpus: int, rows: int, tokens: int, dtype: str) -> Part:
-    """Matrices are cut over the GPUs of a replica; experts are whole where each GPU has as many."""
+    """The division of a layer over a replica: tensor parallel, with whole experts where their number divides by the GPUs."""
     ep = gpus if spec.n_experts and spec.n_experts % gpus == 0 else 1
     return Part(tp=gpus, cp=1, ep=ep, etp=1 if ep > 1 else gpus, rows=rows, seq_len=tokens, dtype=dtype)
 
@@ -100,7 +103,7 @@ def _pass_s(spec: ModelSpec, machine: Machine, part: Part, cached: float) -> flo
 
 
 def _cache_bytes(spec: ModelSpec, dtype: str, gpus: int, tokens: int) -> float:
-    """Bytes of keys and values of one answer on a GPU; in 8 bits where the weights are in 8 or fewer."""
-    near = min(tokens, spec.attention_chunk or tokens)  # of layers that attend within chunks
+    """Bytes of the KV cache of `tokens` tokens on one GPU; in 8 bits where the weights have 8 bits or fewer."""
+    near = min(tokens, spec.attention_chunk or tokens)  # tokens kept by layers that attend within chunks
     kept = sum(near if spec.is_local(layer) else tokens for layer in range(spec.n_layers))
     return 2.0 * kept * math.ceil(spec.n_kv_heads / gpus) * spec.head_dim * max(1.0, OPERAND_BYTES[dtype])

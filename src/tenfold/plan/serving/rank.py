@@ -1,8 +1,8 @@
-"""What serving a ranker takes: cores, memory, network and storage, beside whatever accelerators there are.
+"""Serving of a ranker: CPU cores, memory, network and storage.
 
-A query costs a fixed part (HTTP, the store, rules), the products of its history, and the read of every item's vector, or of some
-in an approximate index. The costs of each are measured on a machine by `tenfold rank measure` and kept in the home; without, those
-of the reference machine hold.
+A query has a fixed cost (HTTP, the store, rules), the cost of the model over its history, and that of retrieval: reading all item
+vectors, or a search in an approximate index. `tenfold rank measure` measures these costs on a machine and writes them to the home;
+without that file, the costs of a reference machine are used.
 """
 
 import math
@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json
 from tenfold.spec.ranges import Count, CountOrNone, Positive, Share
 from tenfold.spec.versions import read_document
 
 FILE = "rank_serving.json"
 VERSION = 1  # of the file
-INDEXED = 1_000_000  # items, above which an approximate index finds the best
+INDEXED = 1_000_000  # items, above which retrieval uses an approximate index
 FLOAT = 4  # bytes
 DAY = 86400.0
 GIB = 2.0**30
@@ -27,50 +28,59 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class RankCosts:
-    """Measured on `machine`: seconds of a core, and bytes."""
+    """Costs measured on `machine`: core-seconds and bytes."""
 
     machine: str
-    query_core_s: float  # what every query takes, whatever its history and catalogue
+    query_core_s: float  # of each query, whatever its history and the catalogue
     history_core_s_per_flop: float
-    item_core_s_per_byte: float  # of the exact product
-    search_core_s: float  # of the approximate index
-    index_bytes_per_item: float  # beside the vectors
+    item_core_s_per_byte: float  # of exact retrieval, per byte of the item vectors
+    search_core_s: float  # of a search in the approximate index
+    index_bytes_per_item: float  # of the approximate index, without the vectors
     event_core_s: float
-    list_bytes: float  # in the store, of a list of 10 after a history of the store
-    event_bytes: float
+    list_bytes: float  # in the store, of a list of 10 items with its history
+    event_bytes: float  # in the store
     process_bytes: float  # of a server without its vectors
 
 
 @dataclass(frozen=True)
 class ServeRequest:
-    """What is served, to how many."""
+    """The load and the hosts of a service. The options after --serve are used with --serve only."""
 
-    serve: Annotated[Literal["rank"] | None, Meta(description="Plan serving in place of training: rank is lists of items.")] = None
-    queries_per_s: Annotated[Positive, Meta(description="Lists asked for in a second, at the peak.")] = 1000.0
-    items: Annotated[Count, Meta(description="Items in the catalogue.")] = 1_000_000
-    item_width: Annotated[Count, Meta(description="Numbers of an item's vector.")] = 64
-    rank_layers: Annotated[Count, Meta(description="Layers of the ranker.")] = 2
-    history: Annotated[Count, Meta(description="Items of a history that the ranker sees.")] = 200
-    cached_share: Annotated[Share, Meta(description="Share of queries whose history was computed before.")] = 0.0
-    events_per_query: Annotated[float, Meta(ge=0, le=1e6, description="Events that come back for a list.")] = 3.0
-    mean_share: Annotated[Share, Meta(description="Mean load as a share of the peak, for what is stored.")] = 0.5
-    kept_days: Annotated[CountOrNone, Meta(description="Days for which lists and events are kept.")] = 90
-    utilization: Annotated[
-        float, Meta(gt=0, le=1, description="Share of the cores in use at the peak: the rest bounds the p99.")
+    serve: Annotated[
+        Literal["rank"] | None, Meta(description="Plan serving in place of training: rank serves ranked lists of items.")
+    ] = None
+    queries_per_s: Annotated[Positive, Meta(description="With --serve: lists requested per second at the peak.")] = 1000.0
+    items: Annotated[Count, Meta(description="With --serve: items in the catalogue.")] = 1_000_000
+    item_width: Annotated[Count, Meta(description="With --serve: dimensions of an item's vector.")] = 64
+    rank_layers: Annotated[Count, Meta(description="With --serve: layers of the ranker.")] = 2
+    history: Annotated[Count, Meta(description="With --serve: items of a user's history that the ranker reads.")] = 200
+    cached_share: Annotated[
+        Share, Meta(description="With --serve: share of queries (0 to 1) whose history is already in the cache.")
+    ] = 0.0
+    events_per_query: Annotated[
+        float, Meta(ge=0, le=1e6, description="With --serve: events (clicks and the like) that are sent back per list.")
+    ] = 3.0
+    mean_share: Annotated[
+        Share, Meta(description="With --serve: mean load as a share (0 to 1) of the peak, from which storage is computed.")
     ] = 0.5
-    host_cores: Annotated[Count, Meta(description="Cores of a host.")] = 64
-    host_gib: Annotated[Positive, Meta(description="Memory of a host, in GiB.")] = 256.0
+    kept_days: Annotated[CountOrNone, Meta(description="With --serve: days for which lists and events are stored.")] = 90
+    utilization: Annotated[
+        float,
+        Meta(gt=0, le=1, description="With --serve: share of the cores in use at the peak; a lower one keeps the p99 latency low."),
+    ] = 0.5
+    host_cores: Annotated[Count, Meta(description="With --serve: CPU cores of a host.")] = 64
+    host_gib: Annotated[Positive, Meta(description="With --serve: memory of a host in GiB.")] = 256.0
 
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What it takes. Every host holds the whole table where it fits, else its share of it (`shards`)."""
+    """The hosts and resources of a load. A host holds all item vectors where they fit, otherwise one of `shards` parts of them."""
 
     hosts: int
     shards: int
     cores: float
     cores_per_1000_queries: float
-    core_ms: dict[str, float]  # of a query, by what it goes into
+    core_ms: dict[str, float]  # core-milliseconds of a query by part
     embedding_bytes: float
     index_bytes: float
     memory_gib_per_host: float
@@ -88,12 +98,12 @@ REFERENCE = RankCosts(
 
 
 def history_flops(width: int, layers: int, history: int) -> float:
-    """Of a forward pass over one history, without the catalogue: products of 12 width^2 weights a layer, and attention."""
+    """FLOPs of a forward pass over one history, without retrieval: 12 width^2 weights per layer, and causal attention."""
     return layers * (24.0 * width * width * history + 4.0 * width * history * history / 2)
 
 
 def rank_costs(home: Path) -> RankCosts:
-    """Those that were measured in `home`, or the reference machine's."""
+    """The costs measured in `home`, or those of the reference machine. Raises TenfoldError for a damaged or outdated file."""
     file = home / FILE
     if not file.exists():
         return REFERENCE
@@ -101,16 +111,21 @@ def rank_costs(home: Path) -> RankCosts:
 
 
 def keep_costs(costs: RankCosts, home: Path) -> Path:
-    """Keep what was measured in `home`, where the next plan finds it. Returns the file."""
+    """Write measured costs to `home`, where plans find them. Returns the file."""
     write_json(home / FILE, {"version": VERSION, **asdict(costs)})
     return home / FILE
 
 
 def plan_rank(asked: ServeRequest, costs: RankCosts) -> RankPlan:
-    """The hosts of a load at its peak, and what is stored of it."""
+    """The hosts of a load at its peak, and its storage. Raises TenfoldError where a host has less memory than a server needs."""
     vectors, indexed = float(asked.items * asked.item_width * FLOAT), asked.items > INDEXED
     index = asked.items * costs.index_bytes_per_item if indexed else 0.0
     room = asked.host_gib * GIB - costs.process_bytes
+    if room <= 0:
+        raise TenfoldError(
+            f"A host of {asked.host_gib:g} GiB has no room for a server, which takes {costs.process_bytes / GIB:.2f} GiB without "
+            "its vectors: raise --host-gib."
+        )
     shards = max(1, math.ceil((vectors + index) / room))
     retrieval = costs.search_core_s if indexed else vectors * costs.item_core_s_per_byte
     flops = history_flops(asked.item_width, asked.rank_layers, asked.history)
@@ -134,16 +149,16 @@ def plan_rank(asked: ServeRequest, costs: RankCosts) -> RankPlan:
 
 
 def lines(asked: ServeRequest, plan: RankPlan) -> list[str]:
-    """The plan in words."""
+    """The plan as lines of text."""
     parts = ", ".join(f"{name} {ms:.2f}" for name, ms in plan.core_ms.items())
     split = f", the table in {plan.shards} shards" if plan.shards > 1 else ""
     return [
-        f"{plan.hosts:,} hosts of {asked.host_cores} cores for {asked.queries_per_s:,.0f} lists a second{split}.",
-        f"Cores: {plan.cores:,.0f} ({plan.cores_per_1000_queries:.1f} a thousand lists a second at {asked.utilization:.0%} load).",
-        f"Milliseconds of a core for a list: {parts}.",
+        f"{plan.hosts:,} hosts of {asked.host_cores} cores for {asked.queries_per_s:,.0f} lists per second{split}.",
+        f"Cores: {plan.cores:,.0f} ({plan.cores_per_1000_queries:.1f} per 1,000 lists per second, {asked.utilization:.0%} in use).",
+        f"Core-milliseconds per list: {parts}.",
         f"Vectors: {plan.embedding_bytes / GIB:,.2f} GiB, index {plan.index_bytes / GIB:,.2f} GiB; "
-        f"{plan.memory_gib_per_host:,.1f} GiB of memory a host.",
-        f"Lists and events: {plan.log_bytes_per_day / 1e9:,.1f} GB a day, {plan.stored_tb:,.2f} TB in {asked.kept_days} days.",
+        f"{plan.memory_gib_per_host:,.1f} GiB of memory per host.",
+        f"Lists and events: {plan.log_bytes_per_day / 1e9:,.1f} GB per day, {plan.stored_tb:,.2f} TB in {asked.kept_days} days.",
         f"Network: {plan.network_gb_per_s:.3g} GB/s. Costs measured on {plan.costs_from}.",
     ]
 

@@ -1,5 +1,5 @@
-"""What a plan of sites answers, as plain JSON values: what to begin this quarter and why, what waits for what news, what staging
-and knowing are worth, and which limits bind. Money is in USD of today, power in MW of IT."""
+"""The answer of a plan of sites as plain JSON values: what to begin this quarter, what waits for which news, the values of staging
+and of information, and the limits that bind. Money is in USD, discounted to today; power is IT power in MW."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,12 +14,12 @@ from tenfold.plan.sites.tree import Grown, forecast_tree
 from tenfold.spec.errors import TenfoldError
 
 VERSION = 2
-FULL = 1 - 1e-6  # of a limit, that binds
+FULL = 1 - 1e-6  # share of a limit from which on it binds
 
 
 @dataclass(frozen=True)
 class Question:
-    """Sites, demand and what is made least."""
+    """The sites, the demand and the objective of a plan. Raises TenfoldError for a site with more halls than its limits allow."""
 
     portfolio: Portfolio
     demand: DemandFile
@@ -29,14 +29,17 @@ class Question:
         for place in self.portfolio.sites:
             if place.halls_mw > place.limit_mw(0):
                 limit = place.limit_mw(0)
-                raise TenfoldError(f"Site {place.name} has halls of {place.halls_mw:g} MW: grid and water give {limit:.0f}.")
+                raise TenfoldError(
+                    f"Site {place.name} has halls of {place.halls_mw:g} MW, but its grid and water allow {limit:.0f} MW: lower "
+                    "halls_mw, or raise grid_mw or water_m3_per_year."
+                )
 
     def grown(self) -> Grown:
         return forecast_tree(self.demand, today(self.demand))
 
 
 def answer(asked: Question, grown: Grown, found: Staging) -> dict[str, Any]:
-    """All that the plans on the question's tree say."""
+    """The answer to a question from its tree and the plans on it."""
     p, plan, tree = asked.portfolio, found.staged, grown.tree
     now = [{**said(plan, one), "waiting_usd": M * _waiting(asked, plan, one)} for one in plan.decisions(0)]
     rung = M * rung_usd_m(asked, grown, plan)
@@ -72,12 +75,12 @@ def sentence(document: dict[str, Any]) -> str:
 
 
 def named(one: dict[str, Any]) -> str:
-    """A decision in words: `the permit of TX`, `54 MW of halls in OH`."""
+    """A decision in words, such as `the permit of TX` or `54 MW of halls in OH`."""
     return f"{one['mw']:,.0f} MW of {one['what']} in {one['site']}" if one["mw"] else f"the {one['what']} of {one['site']}"
 
 
 def news(plan: SitePlan) -> list[dict[str, Any]]:
-    """For every phase that is begun later: in how many of the futures, when first, and what must have been heard by then."""
+    """For each phase that may begin later: its first quarter, its probability, and the demand at which it begins."""
     found, tree = [], plan.tree
     for s, place in enumerate(plan.portfolio.sites):
         for f, step in enumerate(place.steps):
@@ -100,7 +103,7 @@ def news(plan: SitePlan) -> list[dict[str, Any]]:
 
 
 def _condition(plan: SitePlan, begins: list[int], others: list[int]) -> str:
-    """Which kind of demand tells the nodes that begin from the others, and above what."""
+    """The kind of demand, and its threshold, that best separates the nodes at which a phase begins from the others, in words."""
     if not others:
         return "in any case"
     tree, best = plan.tree, (-1.0, "", 0.0)
@@ -113,13 +116,16 @@ def _condition(plan: SitePlan, begins: list[int], others: list[int]) -> str:
             best = (right, kind, least)
     right, kind, least = best
     if right == 0:
-        return "in some futures, for reasons of more than one kind of demand"
+        return "in some futures, for reasons that no single kind of demand explains"
     return f"{kind} is at least {least:,.0f} million hours a year" + ("" if right == 1 else ", in most such futures")
 
 
 def rung_usd_m(asked: Question, grown: Grown, plan: SitePlan) -> float:
-    """What one more rung of the ladder is worth before deciding: it says whether the next generation pays, right as often as
-    `rung.sees` and `rung.false_alarms` say. 0 where no generation comes within the tree. Less what the rung costs."""
+    """The value, in millions of dollars, of training one more rung before deciding, less its cost.
+
+    The rung is a test of whether the next generation pays, with the probabilities `rung.sees` and `rung.false_alarms`. 0 where
+    no generation comes within the tree.
+    """
     rung, pays = asked.demand.training.rung, _next_pays(asked, grown)
     if pays is None:
         return 0.0
@@ -133,7 +139,7 @@ def rung_usd_m(asked: Question, grown: Grown, plan: SitePlan) -> float:
 
 
 def _next_pays(asked: Question, grown: Grown) -> np.ndarray | None:
-    """By path, whether the next generation came; None where it comes after the last stage."""
+    """For each path, whether the next generation pays; None where it comes after the last stage."""
     for stage, quarter in enumerate(grown.paths.quarters):
         if quarter >= asked.demand.training.first_quarter:
             return grown.paths.pays[:, stage]
@@ -141,14 +147,14 @@ def _next_pays(asked: Question, grown: Grown) -> np.ndarray | None:
 
 
 def _waiting(asked: Question, plan: SitePlan, one: Begun) -> float:
-    """What the best plan costs more that does not begin this now."""
+    """The additional cost of the best plan that does not begin `one` now, in millions of dollars."""
     return solve(plan.portfolio, plan.tree, asked.aim, held=without(plan.portfolio, one)).objective(asked.aim) - plan.objective(
         asked.aim
     )
 
 
 def said(plan: SitePlan, one: Begun) -> dict[str, Any]:
-    """A decision with what it costs."""
+    """A decision as plain values, with its cost in USD."""
     p = plan.portfolio
     place = next(s for s in p.sites if s.name == one.site)
     prices = {step.name: step.usd_m for step in place.steps} | {"halls": p.hall.usd_m_per_mw * one.mw}
@@ -188,7 +194,7 @@ def _node(plan: SitePlan, n: int) -> dict[str, Any]:
 
 
 def binding(plan: SitePlan) -> list[dict[str, Any]]:
-    """Which limits are reached, first when, and in how many of the futures at the most."""
+    """The limits that are reached, each with the first quarter and the largest probability over the stages."""
     p, tree = plan.portfolio, plan.tree
     found: dict[str, dict[float, float]] = {}
     for n, node in enumerate(tree.nodes):

@@ -1,4 +1,4 @@
-"""All that `tenfold plan sites` is asked: the plan, what-if questions, and the back-test, in one document."""
+"""The whole answer of `tenfold plan sites` as one document: the plan, what-if questions, revenue, and the back-test."""
 
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ def ask(
     changes: list[str],
     against: tuple[list[str], Futures],
 ) -> dict[str, Any]:
-    """The whole document. `of_demand`: its file, and the ladder that weighs the next generations.
+    """The whole document.
 
-    Raises TenfoldError that names the limits which bind where there is no plan.
+    `of_demand` has the demand file, and the ladder that gives the chances of the next generations; `against` the policies of the
+    back-test and its futures. Raises TenfoldError where no plan keeps all limits, with the limits that bind.
     """
     demand_file, ladder_path = of_demand
     sites, demand = read_sites(file), read_demand(demand_file)
@@ -54,14 +55,16 @@ def ask(
 
 
 def known_kinds(sites: SitesFile, demand: DemandFile) -> None:
-    """Raises TenfoldError where something is sold that is no kind of demand."""
+    """Raises TenfoldError for revenue of something that is no kind of demand."""
     for kind in sites.revenue:
         if kind not in demand.kinds:
-            raise TenfoldError(f"[revenue.{kind}] is no kind of demand{nearest(kind, demand.kinds)}: {', '.join(demand.kinds)}.")
+            raise TenfoldError(
+                f"[revenue.{kind}] names no kind of demand{nearest(kind, demand.kinds)}: use {', '.join(demand.kinds)}."
+            )
 
 
 def what_if(question: Question, change: str, before: SitePlan) -> dict[str, Any]:
-    """A change, and what it does to this quarter's decision and to the cost."""
+    """The effect of a change on this quarter's decisions and on the cost, with a sentence."""
     found = compared(question, change, before)
     plan, more = found.plan, M * (found.usd_m - before.objective(question.aim))
     begins = ", ".join(named(said(plan, one)) for one in plan.decisions(0)) or "nothing"
@@ -69,15 +72,18 @@ def what_if(question: Question, change: str, before: SitePlan) -> dict[str, Any]
     if found.unchanged:
         sentence = f"{change}: the same phases are begun this quarter; {cost}."
     elif found.keeping_usd_m is None:
-        sentence = f"{change}: begin {begins}; what was to be begun is no longer possible; {cost}."
+        sentence = f"{change}: begin {begins}; the phases of the plan without the change are not possible; {cost}."
     else:
-        sentence = f"{change}: begin {begins}; to begin the same as before would cost {usd(M * found.keeping_usd_m)} more; {cost}."
+        sentence = (
+            f"{change}: begin {begins}; to begin the phases of the plan without the change would cost "
+            f"{usd(M * found.keeping_usd_m)} more; {cost}."
+        )
     keeping = None if found.keeping_usd_m is None else M * found.keeping_usd_m
     return {"change": change, "unchanged": found.unchanged, "keeping_usd": keeping, "more_usd": more, "sentence": sentence}
 
 
 def tested(sites: SitesFile, demand: DemandFile, names: list[str], asked: Futures) -> dict[str, Any]:
-    """The staged policy beside others on futures outside the tree."""
+    """The back-test: the staged policy and others on sampled futures from which no tree was made."""
     first = View(portfolio(sites, demand), today(demand), demand)
     found = backtest(sites, demand, policies(names, first, sites.cvar_share), asked)
     staged = found["staged"].usd_m

@@ -1,5 +1,8 @@
-"""Policies on sampled futures that no tree was made from: demand, lead times and costs are drawn, and each policy decides stage
-after stage with what it can know. What it begins takes the drawn time, and costs the drawn price."""
+"""Back-test of policies on sampled futures from which no tree was made.
+
+Demand, lead times and costs of a future are drawn. Each policy decides stage after stage with what it can know by then; what it
+begins takes the drawn time and costs the drawn price.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -19,8 +22,12 @@ from tenfold.plan.sites.staging import HALLS, Begun, cvar
 
 @dataclass
 class World:
-    """One future, and what a policy has done in it. `true` has its drawn lead times and costs, `planned` those that are planned
-    with; `ready` by site and phase, halls and machines with the quarter at which they truly are ready."""
+    """One future, and the decisions of a policy in it.
+
+    `true` has the drawn lead times and costs, `planned` those that policies plan with. `ready` and `begun` have the quarters of
+    phases by (site, phase); halls and machines are kept with the quarter at which they are truly ready. `usd_m` is the cost of
+    everything begun.
+    """
 
     true: Portfolio
     planned: Portfolio
@@ -29,11 +36,11 @@ class World:
     ready: dict[tuple[str, str], float] = field(default_factory=dict)
     begun: dict[tuple[str, str], float] = field(default_factory=dict)
     halls: list[tuple[str, float, float, float]] = field(default_factory=list)  # site, MW, begun, ready
-    ordered: list[tuple[Standing, float]] = field(default_factory=list)  # and when
+    ordered: list[tuple[Standing, float]] = field(default_factory=list)  # machines, quarter of the order
     usd_m: float = 0.0
 
     def begin(self, wanted: Iterable[Begun], quarter: float) -> list[Begun]:
-        """Begin what can be begun; what is refused, for it waits for something."""
+        """Begin what can be begun; returns what cannot yet, because a phase before it is not ready."""
         return [one for one in wanted if not self._begin(one, quarter)]
 
     def _begin(self, one: Begun, quarter: float) -> bool:
@@ -62,7 +69,7 @@ class World:
         return place.ready.get(phase, self.ready.get((place.name, phase), np.inf))
 
     def view(self, quarter: float) -> Portfolio:
-        """What a policy can know: what is ready, how long that took, and when the rest is to be expected."""
+        """The portfolio as a policy knows it at a quarter: what is ready, its lead times, and when the rest is expected."""
         p = self.planned
         sites = tuple(replace(place, ready=self._expected(place, quarter)) for place in p.sites)
         halls = replace(
@@ -80,7 +87,7 @@ class World:
         return replace(p, sites=sites, hall=halls, machines=machines, standing=standing, halls_begun=begun)
 
     def _expected(self, place: BuildSite, quarter: float) -> dict[str, float]:
-        """By phase that has begun, when it is ready, as far as that is known."""
+        """For each phase that has begun, the quarter at which it is ready or expected to be."""
         old = next(true.ready for true in self.true.sites if true.name == place.name)
         found = {name: quarter if at <= quarter else max(place.ready[name], quarter + SOON) for name, at in old.items()}
         for (site, name), begun in self.begun.items():
@@ -90,14 +97,14 @@ class World:
         return found
 
     def spans(self, start: float, end: float) -> list[tuple[float, float]]:
-        """The parts of a time in which the capacity stays as it is."""
+        """The parts of the time from `start` to `end` in which the capacity is constant."""
         machines = [*self.true.standing, *(one for one, _ in self.ordered)]
         changes = {ready for *_, ready in self.halls} | {at for one in machines for at in (one.ready, one.end)}
         changes |= {quarter for place in self.true.sites for quarter, _ in place.grid_mw}
         return list(pairwise([start, *sorted(at for at in changes if start < at < end), end]))
 
     def capacity(self, quarter: float) -> np.ndarray:
-        """By chip, the MW that run at a quarter in halls that are ready, times their work over that of today's."""
+        """For each chip, the MW that run at a quarter in ready halls, times their work relative to machines of today."""
         p, found = self.true, np.zeros(len(self.true.machines))
         chips = [machine.name for machine in p.machines]
         for place in p.sites:
@@ -114,7 +121,7 @@ class World:
 
 @dataclass(frozen=True)
 class Result:
-    """What a policy came to: cost of each future in millions of dollars, and the share of its hours that nothing served."""
+    """The result of a policy: the cost of each future in millions of dollars, and the share of its hours that was not served."""
 
     usd_m: np.ndarray
     short_share: np.ndarray
@@ -129,14 +136,14 @@ class Result:
 
 
 def futures(demand: DemandFile, asked: Futures) -> Paths:
-    """Futures from another stream of draws than any tree's."""
+    """Sampled futures, from other random draws than those of any tree."""
     found = sample(demand, today(demand), demand.quarters, asked.futures, 10_000 + asked.seed)
     found.hours[:, 1:] *= asked.demand_factor
     return found
 
 
 def backtest(sites: SitesFile, demand: DemandFile, chosen: dict[str, Policy], asked: Futures) -> dict[str, Result]:
-    """Every policy on the same futures."""
+    """Run every policy on the same futures."""
     paths, planned, leads = futures(demand, asked), portfolio(sites, demand), Leads.of(sites)
     random = np.random.default_rng(20_000 + asked.seed)
     true = [
@@ -171,7 +178,7 @@ def _run(policy: Policy, worlds: list[World], paths: Paths, demand: DemandFile) 
 
 @dataclass(frozen=True)
 class Span:
-    """A part of a stage in which a world's capacity stays as it is: prices are those of the stage's beginning, `quarter`."""
+    """A part of a stage in which a world's capacity is constant. Prices are those at `quarter`, the beginning of the stage."""
 
     world: World
     quarter: float
@@ -185,7 +192,7 @@ class Span:
 
 
 def served(spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
-    """By span, the least cost of rent and shortage, and the million hours that are short."""
+    """For each span, the least cost of rent and shortage, and the million hours that are not served, by one linear program."""
     chips, kinds = len(spans[0].world.true.machines), len(spans[0].hours)
     per_span = chips * kinds + 2 * kinds
     cost, rows = np.zeros(len(spans) * per_span), Rows()

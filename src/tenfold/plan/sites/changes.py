@@ -1,4 +1,4 @@
-"""Plans with something changed: what-if questions, and which limits together leave no plan."""
+"""What-if questions, and the limits that together leave no plan."""
 
 import re
 from collections.abc import Callable
@@ -15,18 +15,22 @@ from tenfold.plan.sites.tree import Tree
 from tenfold.spec.errors import TenfoldError, nearest
 
 CHANGE = re.compile(
-    r"(?P<what>[\w-]+)(?:\.(?P<of>[\w-]+))?\s+(?:x\s*(?P<factor>[\d.]+)|delayed\s+(?P<quarters>[\d.]+)\s+quarters?)"
+    r"(?P<what>[\w-]+)(?:\.(?P<of>[\w-]+))?\s+"
+    r"(?:x\s*(?P<factor>\d+\.?\d*|\.\d+)|delayed\s+(?P<quarters>\d+\.?\d*|\.\d+)\s+quarters?)"
 )
 SCALED = ("demand", "grid", "water", "money", "carbon", "clouds", "rent", "price", "lead")
-FREE = 20.0  # times a limit is as good as none
-ENOUGH = 1.01  # how closely the least factor of a limit is found
-ANY = Aim(gap=1.0)  # whether there is a plan at all
+FREE = 20.0  # a limit multiplied by this counts as no limit
+ENOUGH = 1.01  # relative precision of the least factor of a limit
+ANY = Aim(gap=1.0)  # any plan, however expensive: to test whether there is one
 
 
 def changed(asked: Question, text: str) -> Question:
-    """The question with a change: `grid.TX delayed 4 quarters` (a phase of a site), `grid.TX x0.5`, `water.TX x2`,
-    `price.h100 x1.1`, `demand x2`, `demand.chat x1.5`, `money x0.8`, `carbon x0.5`, `clouds x2` (hours that can be rented),
-    `rent x1.3`, `lead x1.5`. Raises TenfoldError for what is not understood, or not in the question."""
+    """The question with a change.
+
+    Changes are `grid.TX delayed 4 quarters` (a phase of a site), `grid.TX x0.5`, `water.TX x2`, `price.h100 x1.1`, `demand x2`,
+    `demand.chat x1.5`, `money x0.8`, `carbon x0.5`, `clouds x2` (hours that can be rented), `rent x1.3`, `lead x1.5`. Raises
+    TenfoldError for another form, and for names that the question does not have.
+    """
     found = CHANGE.fullmatch(text.strip())
     if found is None:
         raise TenfoldError(f"The change {text!r} is not understood: write `grid.TX delayed 4 quarters`, or `demand x2`.")
@@ -35,14 +39,14 @@ def changed(asked: Question, text: str) -> Question:
         return replace(asked, portfolio=_delayed(asked.portfolio, what, of, float(found["quarters"])))
     factor = float(found["factor"])
     if what not in SCALED:
-        raise TenfoldError(f"There is no {what!r} to be changed{nearest(what, SCALED)}: {', '.join(SCALED)}.")
+        raise TenfoldError(f"There is no {what!r} to be changed{nearest(what, SCALED)}: change one of {', '.join(SCALED)}.")
     if what == "demand":
         return replace(asked, demand=_demand(asked.demand, of, factor))
     return replace(asked, portfolio=scaled(asked.portfolio, f"{what}.{of}" if of else what, factor))
 
 
 def scaled(p: Portfolio, name: str, factor: float) -> Portfolio:
-    """The portfolio with one figure times a factor. Raises TenfoldError where it has none of that name."""
+    """The portfolio with one figure multiplied by a factor. Raises TenfoldError where it has none of that name."""
     what, _, of = name.partition(".")
     limits = {"money": "most_usd_m", "carbon": "most_tco2", "clouds": "most_rent", "rent": "rent_usd"}
     if what in limits:
@@ -99,14 +103,19 @@ def _demand(demand: DemandFile, kind: str | None, factor: float) -> DemandFile:
 
 
 def _known(name: str | None, names: list[str]) -> None:
+    if not name:
+        raise TenfoldError(f"The change lacks a name: add a dot and one of {', '.join(names)}, as in `grid.TX delayed 4 quarters`.")
     if name not in names:
-        raise TenfoldError(f"There is no {name!r}{nearest(str(name), names)}: {', '.join(names)}.")
+        raise TenfoldError(f"There is no {name!r}{nearest(name, names)}: name one of {', '.join(names)}.")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A plan for a changed question. `unchanged`: whether it begins the same phases this quarter; `keeping_usd_m`: what it costs
-    more to begin the same nevertheless, None where that is impossible."""
+    """The best plan of a changed question, and its objective `usd_m`.
+
+    `unchanged`: whether it begins the same phases this quarter as before. `keeping_usd_m`: the additional cost of beginning the
+    phases of before nevertheless; None where that is impossible.
+    """
 
     plan: SitePlan
     unchanged: bool
@@ -115,7 +124,7 @@ class Compared:
 
 
 def compared(asked: Question, text: str, before: SitePlan) -> Compared:
-    """The best plan for the changed question beside the plan before."""
+    """The best plan of the changed question, compared with the plan before. Raises Impossible where there is none."""
     new = changed(asked, text)
     tree = new.grown().tree
     plan = solve(new.portfolio, tree, asked.aim)
@@ -130,7 +139,7 @@ def compared(asked: Question, text: str, before: SitePlan) -> Compared:
 
 
 def limits_of(p: Portfolio) -> list[str]:
-    """The names of all limits, as `changed` takes them."""
+    """The names of all limits of a portfolio, in the form that `scaled` takes."""
     whole = [
         name for name, value in (("money", p.most_usd_m), ("carbon", p.most_tco2), ("clouds", p.most_rent)) if value is not None
     ]
@@ -138,8 +147,10 @@ def limits_of(p: Portfolio) -> list[str]:
 
 
 def irreducible(p: Portfolio, tree: Tree) -> dict[str, float | None]:
-    """For a question without a plan, limits that leave none together while without any one of them there is one: each with the
-    least factor that alone makes a plan possible, None where none up to 20 does. Empty where no limit is to blame: lead times are.
+    """An irreducible set of limits that together leave no plan: without any one of them there is one.
+
+    Each has the least factor on it that alone makes a plan possible, or None where none up to 20 does. Empty where lead times
+    leave no plan even without limits.
     """
     free = p
     for name in limits_of(p):
@@ -157,7 +168,7 @@ def irreducible(p: Portfolio, tree: Tree) -> dict[str, float | None]:
 
 
 def possible(p: Portfolio, tree: Tree) -> bool:
-    """Whether any plan keeps all limits."""
+    """Whether there is a plan that keeps all limits."""
     try:
         solve(p, tree, ANY)
     except Impossible:
@@ -166,6 +177,7 @@ def possible(p: Portfolio, tree: Tree) -> bool:
 
 
 def _least(p: Portfolio, tree: Tree, name: str) -> float | None:
+    """The least factor on a limit that makes a plan possible, by bisection; None above `FREE`."""
     low, high = 1.0, FREE
     if not possible(scaled(p, name, high), tree):
         return None
@@ -179,7 +191,7 @@ def blame(p: Portfolio, tree: Tree) -> str:
     """Why there is no plan, in one sentence."""
     found = irreducible(p, tree)
     if not found:
-        return "No plan keeps all limits: demand comes before anything can be built; allow shortage (all_served = false)."
+        return "No plan serves all demand, which comes before anything can be built: allow shortage (all_served = false)."
     alone = [f"{name} x{factor:.3g}" for name, factor in found.items() if factor is not None]
     way = f": {' or '.join(alone)} would do" if alone else ""
-    return f"No plan keeps all limits, for {' and '.join(found)} bind together{way}."
+    return f"No plan keeps all limits, because {' and '.join(found)} bind together{way}."

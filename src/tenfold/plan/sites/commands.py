@@ -9,26 +9,29 @@ from tenfold.plan.sites.inputs import Futures
 from tenfold.spec.commands import File, Home, Json, print_json
 from tenfold.spec.ranges import Text
 
-SitesPath = Annotated[File, Meta(description="Sites, phases, chips, prices, limits (sites.toml); the package's example without.")]
-OUT = "Page to write; beside it the answer as .json, and as .xlsx where openpyxl is installed."
-LADDER = "Home or CSV file with a ladder's points: its limit test weighs the next generations."
-CHANGES = "`grid.TX delayed 4 quarters`, `demand x2`, `price.h100 x1.1`; several with commas."
+SITES = "TOML file of sites, phases, chips, prices and limits (sites.toml); default: the package's example."
+DEMAND = "TOML file of demand as a random process (demand.toml); default: the package's example."
+OUT = "HTML page to write; the answer is also written next to it as .json, and as .xlsx where openpyxl is installed."
+LADDER = "Home of a climb, or CSV file of a ladder's points: its limit test gives the chances of the next generations."
+CHANGES = "Changes to compare with, separated by commas, such as 'grid.TX delayed 4 quarters, demand x2, price.h100 x1.1'."
+AGAINST = "Policies to back-test the plan against on sampled futures, separated by commas: just-in-time, all-now, published."
+HISTORY = "Also let the policies decide with what was known at the ends of 2021, 2022 and 2023, beside what Meta built."
+
+SitesPath = Annotated[File, Meta(description=SITES)]
 
 
 class Asked(Struct, frozen=True):
-    """What is asked beside the plan."""
+    """The demand, and the questions in addition to the plan."""
 
-    demand: Annotated[File | None, Meta(description="Demand as a random process (demand.toml); the package's example without.")] = (
-        None
-    )
+    demand: Annotated[File | None, Meta(description=DEMAND)] = None
     ladder: Annotated[Path | None, Meta(description=LADDER)] = None
-    history: Annotated[bool, Meta(description="Decide at the ends of 2021 to 2023 too, beside what one owner built.")] = False
+    history: Annotated[bool, Meta(description=HISTORY)] = False
     what_if: Annotated[Text | None, Meta(description=CHANGES)] = None
-    against: Annotated[Text | None, Meta(description="Back-test beside just-in-time,all-now,published on sampled futures.")] = None
+    against: Annotated[Text | None, Meta(description=AGAINST)] = None
 
 
 class SitesOutput(Struct, frozen=True):
-    """Where the newest plan is found, and how the answer is shown."""
+    """The home whose newest plan gives the demand of training, and how the answer is shown."""
 
     home: Home = Path("generations")
     out: Annotated[File | None, Meta(description=OUT)] = None
@@ -38,9 +41,9 @@ class SitesOutput(Struct, frozen=True):
 def sites(
     file: SitesPath | None = None, /, *, asked: Asked = Asked(), futures: Futures = Futures(), output: SitesOutput = SitesOutput()
 ) -> None:
-    """What to begin this quarter before demand is known, what waits for what news, and what deciding in stages is worth.
+    """Plan data centre sites in stages: what to begin this quarter, what waits for which news, and the value of staging.
 
-    Where no demand is given, the next generation of training is that of the newest plan in the home.
+    Without --demand, the next generation of training is that of the newest plan in the home.
 
     Examples:
 
@@ -68,5 +71,5 @@ def sites(
 
 
 def split(text: str | None) -> list[str]:
-    """The parts between commas."""
+    """The parts of a text between commas, stripped."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]

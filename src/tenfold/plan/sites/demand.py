@@ -1,6 +1,7 @@
-"""`demand.toml`: demand that is not known yet, as a random process: generations that come or not, and growth of use.
+"""`demand.toml`: future demand as a random process, of training generations that come or not, and of use that grows.
 
-Demand is in million hours a year of the reference accelerator, by kind: `training` and any number of kinds of use.
+Demand is in million hours per year of the reference accelerator, by kind: `training` and any number of kinds of use. The file has
+hours per year.
 """
 
 import math
@@ -20,8 +21,8 @@ TRAINING = "training"
 
 
 class Rung(Struct, frozen=True, forbid_unknown_fields=True):
-    """One more rung of the ladder as a test of whether the next generation pays: how often it is right where it does, and how
-    often it says so wrongly (the limit test's power and level)."""
+    """One more rung of the ladder as a test of whether the next generation pays: `sees` is the probability that it says so where
+    the generation pays, `false_alarms` where it does not; `usd` is its cost."""
 
     sees: Share
     false_alarms: Share
@@ -29,10 +30,10 @@ class Rung(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Training(Struct, frozen=True, forbid_unknown_fields=True):
-    """Generations: each takes `times` the hours of the one before, comes `every_quarters`, and only if it pays.
+    """Training generations: one comes every `every_quarters`, if it pays, and takes `times` the hours of the one before.
 
-    `pays`: the probability of each that it is worth its cost, given that the one before was; the last stands for all later ones.
-    `bends`: how likely the law bends where a ladder ends, before it is tested; it counts where a ladder is given.
+    `pays`: the probability of each generation that it is worth its cost, given that the one before was; the last value is that of
+    all later ones. `bends`: the probability, before its test, that the law bends at the end of a ladder; used with --ladder.
     """
 
     hours_per_year: Positive
@@ -46,7 +47,7 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Growth(Struct, frozen=True, forbid_unknown_fields=True):
-    """A kind of use: hours a year today, and the factor from one year to the next."""
+    """A kind of use: hours per year today, and the growth factor per year."""
 
     hours_per_year: Positive
     per_year: Figure
@@ -54,7 +55,8 @@ class Growth(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DemandFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """`quarters`: when stages begin, the first 0, which is this quarter; `end_quarter`: the horizon."""
+    """The whole file. `quarters`: the beginning of each stage, the first of which is 0, this quarter. `end_quarter`: the horizon.
+    `branches`: of each node by stage, the last value for all later stages."""
 
     quarters: tuple[Quarters, ...]
     end_quarter: Quarters
@@ -69,14 +71,14 @@ class DemandFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_demand(path: Path | None = None) -> DemandFile:
-    """A `demand.toml`, or the example. Raises TenfoldError for what is out of range or does not fit."""
+    """Read a `demand.toml`, by default the package's example. Raises TenfoldError for values out of range or in contradiction."""
     where = str(path or "demand.toml")
     made = convert(read_toml(path, "demand.toml"), DemandFile, where)
     times = [*made.quarters, made.end_quarter]
     if times[0] != 0 or times != sorted(set(times)) or len(times) < 3:
         raise TenfoldError(f"{where}: quarters must begin at 0 and rise over at least two stages to end_quarter.")
     if not made.training.pays or TRAINING in made.growth:
-        raise TenfoldError(f"{where}: training needs at least one probability in pays, and is no kind of growth.")
+        raise TenfoldError(f"{where}: give at least one probability in pays of [training], and no table [growth.{TRAINING}].")
     for name, figure in {TRAINING: made.training.times, **{k: g.per_year for k, g in made.growth.items()}}.items():
         if Range.of(figure).low <= 0:
             raise TenfoldError(f"{where}: the growth of {name} must be above 0.")
@@ -85,7 +87,7 @@ def read_demand(path: Path | None = None) -> DemandFile:
 
 @dataclass(frozen=True)
 class State:
-    """Where demand stands: at which quarter, hours a year by kind in millions, generations so far, whether they still pay."""
+    """The state of demand at a quarter: million hours per year by kind, generations so far, and whether they still pay."""
 
     quarter: float
     hours: tuple[float, ...]
@@ -95,7 +97,7 @@ class State:
 
 @dataclass(frozen=True)
 class Paths:
-    """Sampled futures: `hours` by path, stage and kind, and by path and stage the generation and whether they still pay."""
+    """Sampled futures: `hours` [paths, stages, kinds] in millions per year, `generation` and `pays` [paths, stages]."""
 
     quarters: tuple[float, ...]
     hours: np.ndarray
@@ -108,11 +110,12 @@ class Paths:
 
 
 def today(demand: DemandFile) -> State:
+    """The state of demand at this quarter."""
     return State(0.0, tuple(h / 1e6 for h in (demand.training.hours_per_year, *(g.hours_per_year for g in demand.growth.values()))))
 
 
 def sample(demand: DemandFile, state: State, quarters: tuple[float, ...], number: int, seed: int) -> Paths:
-    """`number` futures from a state on. `quarters` begin with the state's own."""
+    """Sample `number` futures from a state on. The first of `quarters` is that of the state."""
     random, training = np.random.default_rng(seed), demand.training
     hours = np.empty((number, len(quarters), len(demand.kinds)))
     hours[:, 0] = state.hours
@@ -139,5 +142,5 @@ def _sigma(figure: Range) -> float:
 
 
 def _generations(training: Training, quarter: float) -> int:
-    """How many generations may have come by a quarter, those of today not counted."""
+    """How many new generations may have come by a quarter."""
     return max(0, math.floor((quarter - training.first_quarter) / training.every_quarters + 1))

@@ -1,8 +1,8 @@
-"""Policies on what came to pass: decisions with what was known at the end of a year, beside what one owner built.
+"""Policies on history: decisions with what was known at the end of a year, compared with what one owner of data centres built.
 
-Demand is the electricity that the owner used in each year, as machines that use as much. Nothing of a later year is known: growth
-is forecast from the years before. Nobody published what stood half built: see `ROOM`. Phases, halls and their lead times are
-those of `sites.toml`.
+Demand is that of machines which use the electricity that the owner used in each year. Policies know no later year; growth is
+forecast from the years before. What was half built at the time is not published, and assumed (`ROOM`, `UNDER_WAY`). Phases, halls
+and their lead times are those of `sites.toml`.
 """
 
 import math
@@ -23,19 +23,15 @@ from tenfold.plan.sites.staging import Begun
 
 USE = "use"
 YEARS_AHEAD = 4
-LONG = 80.0  # quarters ago, when all is ready
-ROOM = {"ready": 1.0, "under way": 2.0, "new": 8.0}  # assumption: sites have room for the last year's growth, so many times
-UNDER_WAY = {
-    "land": 12.0,
-    "permit": 12.0,
-    "grid": 12.0,
-}  # assumption: phases of a site without its shell, and how long ago they began
-RENTED = 0.1  # assumption: of the hours that are used, so much can be rented
+LONG = 80.0  # quarters since a phase began, after which it is ready in any case
+ROOM = {"ready": 1.0, "under way": 2.0, "new": 8.0}  # assumption: room of each site, in multiples of the last year's growth
+UNDER_WAY = {"land": 12.0, "permit": 12.0, "grid": 12.0}  # assumption: phases begun of the site under way, and quarters since then
+RENTED = 0.1  # assumption: share of the used hours that can be rented
 
 
 @dataclass(frozen=True)
 class Known:
-    """What was known at the end of a year: the sites file and the demand file of then, and MWh for each million hours."""
+    """What was known at the end of a year, as a sites file and a demand file, and the MWh per million hours."""
 
     year: int
     sites: SitesFile
@@ -44,7 +40,7 @@ class Known:
 
 
 def history(file: SitesFile) -> dict[str, Any]:
-    """For each year of decision what each policy begins and comes to until the last year that is known, and what was built."""
+    """For each year of decision, what each policy begins and its result up to the last year of the table; and what was built."""
     table = read_toml(None, "history.toml")
     years = sorted(int(year) for year in table["known"])
     rows = [row for year in years for row in _decided(file, table, year)]
@@ -52,7 +48,7 @@ def history(file: SitesFile) -> dict[str, Any]:
 
 
 def built(table: dict[str, Any]) -> list[dict[str, Any]]:
-    """By year, the owner's electricity, its mean power, and all its outlays."""
+    """For each year, the owner's electricity, its mean power, and all its capital outlays."""
     return [
         {"year": one["year"], "mwh": one["mwh"], "mean_mw": one["mwh"] / 8766, "outlays_usd": one["outlays_usd"]}
         for one in table["years"]
@@ -60,7 +56,7 @@ def built(table: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def known_at(file: SitesFile, table: dict[str, Any], year: int) -> Known:
-    """The files of a year's end. Phases, halls and prices of land are those of `file`."""
+    """What was known at the end of a year. Phases, halls and their prices are those of `file`."""
     then = table["known"][str(year)]
     mwh = {one["year"]: float(one["mwh"]) for one in table["years"] if one["year"] <= year}
     whole = dict.fromkeys(file.phases, LONG)
@@ -91,7 +87,7 @@ def known_at(file: SitesFile, table: dict[str, Any], year: int) -> Known:
 
 
 def forecast_growth(use: list[float]) -> tuple[float, float, float]:
-    """The factor from one year to the next, 10 %, middle and 90 %: Student's interval for one more of the logarithms so far."""
+    """The growth factor per year (10 %, middle, 90 %): Student's prediction interval for the logarithm of the next one."""
     logs = np.diff(np.log(use))
     spread = stats.t.ppf(0.9, len(logs) - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / len(logs))
     low, mid, high = np.exp(logs.mean() + spread * np.array([-1, 0, 1]))
@@ -102,11 +98,11 @@ def _decided(file: SitesFile, table: dict[str, Any], year: int) -> list[dict[str
     known = known_at(file, table, year)
     first = View(portfolio(known.sites, known.demand), today(known.demand), known.demand)
     chosen = policies(list(NAIVE), first, known.sites.cvar_share)
-    return [{"decided": year, "policy": name, **_come_to(policy, table, known)} for name, policy in chosen.items()]
+    return [{"decided": year, "policy": name, **_result(policy, table, known)} for name, policy in chosen.items()]
 
 
-def _come_to(policy: Policy, table: dict[str, Any], known: Known) -> dict[str, Any]:
-    """One policy from a year's end until the last year that is known; each later year it has learnt that year's growth."""
+def _result(policy: Policy, table: dict[str, Any], known: Known) -> dict[str, Any]:
+    """The result of a policy from a year's end to the last year of the table; each year it learns the growth up to then."""
     mwh = {one["year"]: one["mwh"] for one in table["years"] if one["year"] >= known.year}
     p = portfolio(known.sites, known.demand)
     world, needs, begun = World(p, p, Leads.of(known.sites), 4.0 * len(mwh)), [], []
@@ -135,6 +131,6 @@ def _machines_mw(p: Portfolio, decided: list[Begun]) -> float:
 
 
 def _with_growth(demand: DemandFile, table: dict[str, Any], year: int) -> DemandFile:
-    """The demand file with the growth that the years up to one forecast."""
+    """The demand file with the growth forecast from the years up to `year`."""
     use = [float(one["mwh"]) for one in table["years"] if one["year"] <= year]
     return with_fields(demand, growth={USE: with_fields(demand.growth[USE], per_year=forecast_growth(use))})

@@ -1,4 +1,4 @@
-"""A site's price, carbon and weather by hour, in place of its state's figures."""
+"""Hourly profiles of a site's price, carbon and weather, in place of its state's yearly figures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,10 @@ from tenfold.plan.workload.profiles import read_carbon, read_prices, read_weathe
 
 
 def by_hour(region: Site, place: Place) -> Site:
-    """The site with the means of the profiles that its place names.
+    """The site with the means of the profiles that `place` names.
 
-    Machines draw the same power in all hours of a year, so that the mean over the hours is exact; other years are taken to be as
-    uncertain as the state's figure was. Raises TenfoldError where a profile is missing or holds no figures.
+    Machines draw the same power in all hours of a year, so that the mean over the hours is exact. Other years are taken to be as
+    uncertain as the state's figure is. Raises TenfoldError where a profile is missing or has no figures.
     """
     if place.price_csv:
         region = replace(region, usd_per_kwh=_around(region.usd_per_kwh, read_prices(Path(place.price_csv))))
@@ -29,5 +29,5 @@ def by_hour(region: Site, place: Place) -> Site:
 
 
 def _around(usual: Range, hourly: np.ndarray) -> Range:
-    """The range of a figure, its middle moved to the mean of the hours."""
+    """The range of a figure, scaled so that its middle is the mean of the hours."""
     return usual * (float(hourly.mean()) / usual.mid)

@@ -1,4 +1,4 @@
-"""`sites.toml`: what a site is, phase by phase, chips, prices and limits, each with its range and source."""
+"""`sites.toml`: sites and the phases of their development, chips, prices and limits, each with its range and source."""
 
 import tomllib
 from importlib import resources
@@ -11,10 +11,10 @@ from msgspec.structs import replace as with_fields
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.ranges import Count, NotNegative, Positive, Seed, Share, Text, convert
 
-Figure = NotNegative | tuple[NotNegative, ...]  # a number, or its 10 %, middle and 90 %
+Figure = NotNegative | tuple[NotNegative, ...]  # a number, or [10 %, middle, 90 %]
 Quarters = Annotated[float, Meta(ge=0, le=80)]
 Lead = Quarters | tuple[Quarters, ...]
-Megawatts = Annotated[float, Meta(ge=0, le=20_000)]  # nobody's grid gives one site more: watts and kilowatts are refused
+Megawatts = Annotated[float, Meta(ge=0, le=20_000)]  # above any site's grid connection, so that values in kW or W are refused
 Discount = Annotated[float, Meta(ge=0, le=1)]
 Cooling = Literal["closed", "outside-air", "tower"]
 Level = Annotated[float, Meta(gt=0, lt=1)]
@@ -23,9 +23,10 @@ PROFILES = ("price_csv", "carbon_csv", "weather_epw")
 
 
 class Phase(Struct, frozen=True, forbid_unknown_fields=True):
-    """A step of a site's development, begun as a whole. `lost`: the share of its cost that a sale does not bring back.
+    """A phase of a site's development, which is begun as a whole and takes `quarters`.
 
-    `after` names the phases that must be ready before it is begun; `usd_per_mw` is for each MW of the site's largest grid limit.
+    `lost`: the share of its cost that is lost when it is sold. `after`: the phases that must be ready before it begins.
+    `usd_per_mw` is per MW of the site's largest grid limit.
     """
 
     quarters: Lead
@@ -37,7 +38,7 @@ class Phase(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Halls(Struct, frozen=True, forbid_unknown_fields=True):
-    """Halls with power and cooling, built by the MW of IT power once all phases of their site are ready; `years` of use."""
+    """Halls with power and cooling, built in any number of MW of IT power once all phases of the site are ready; `years` of use."""
 
     quarters: Lead
     usd_per_mw: Figure
@@ -46,10 +47,11 @@ class Halls(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Place(Struct, frozen=True, forbid_unknown_fields=True):
-    """A site. `grid_mw`: from which quarter on the grid gives how many MW, the building's overhead included.
+    """A site. `grid_mw`: pairs of a quarter and the MW that the grid gives from then on, the building's overhead included.
 
-    `begun`: how many quarters ago a phase was begun; `halls_mw` and `machines_mw` by chip stand today. `price_csv`, `carbon_csv`
-    and `weather_epw` with its `cooling` are profiles by hour (see `plan.workload.profiles`), from the folder of the file.
+    `begun`: how many quarters ago a phase began. `halls_mw` and `machines_mw` (by chip) are those of today, in IT power.
+    `price_csv`, `carbon_csv` and `weather_epw` with its `cooling` are hourly profiles (see `plan.workload.profiles`), relative to
+    the folder of the file.
     """
 
     name: Text
@@ -69,8 +71,11 @@ class Place(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Chip(Struct, frozen=True, forbid_unknown_fields=True):
-    """An accelerator that can be ordered from `from_quarter` on. `gain_per_year`: how much more work the same money and power
-    buy when ordered a year later. `kinds`: the kinds of demand that it serves."""
+    """An accelerator that can be ordered from `from_quarter` on and takes `quarters` to arrive.
+
+    `gain_per_year`: factor on the work per money and power of an order one year later. `kinds`: the kinds of demand that it
+    serves.
+    """
 
     quarters: Lead
     gain_per_year: Figure
@@ -81,7 +86,7 @@ class Chip(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Rent(Struct, frozen=True, forbid_unknown_fields=True):
-    """Rent of the reference accelerator. What neither owned nor rented hours serve costs
+    """Rent of the reference accelerator, which falls by the share `fall_per_year`. An hour of demand that is not served costs
     `shortage_times` the rent."""
 
     usd_per_hour: Figure
@@ -92,8 +97,8 @@ class Rent(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Sold(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an hour of the reference accelerator earns that serves a kind of demand, how that falls each year, and how many million
-    tokens it serves where the kind is sold by the token."""
+    """The revenue of an hour of the reference accelerator for a kind of demand, the share by which it falls per year, and for a
+    kind that is sold by the token the million tokens per hour."""
 
     usd_per_hour: Figure
     fall_per_year: Share = 0.0
@@ -102,7 +107,7 @@ class Sold(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
-    """Limits of the whole; with `all_served` nothing may be left unserved, so that a plan may be impossible."""
+    """Limits over all sites. With `all_served` all demand must be served, so that there may be no plan."""
 
     usd_per_year: NotNegative | None = None
     tco2_per_year: NotNegative | None = None
@@ -110,8 +115,11 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SitesFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. `lead_level`: the quantile of lead times that the plan counts on; `cvar_share`: the weight of the mean of
-    the worst 5 % of costs in what is made least, the rest being that of the mean."""
+    """The whole file.
+
+    `lead_level`: the quantile of lead times with which is planned. `cvar_share`: the weight in the objective of the mean of the
+    worst 5 % of costs (CVaR); the rest is that of the mean.
+    """
 
     phases: dict[str, Phase]
     halls: Halls
@@ -131,33 +139,40 @@ class SitesFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Futures(Struct, frozen=True):
-    """The futures of a back-test."""
+    """The sampled futures of a back-test."""
 
-    futures: Annotated[Count, Meta(description="How many futures the back-test has.")] = 200
-    seed: Annotated[Seed, Meta(description="Which futures are drawn.")] = 1
-    lead_factor: Annotated[Positive, Meta(description="Times the lead times of the futures, which no policy knows.")] = 1.0
-    demand_factor: Annotated[Positive, Meta(description="Times their demand after today, which no policy knows.")] = 1.0
+    futures: Annotated[Count, Meta(description="Number of futures in the back-test.")] = 200
+    seed: Annotated[Seed, Meta(description="Seed of the back-test's futures.")] = 1
+    lead_factor: Annotated[
+        Positive, Meta(description="Factor on the lead times of the back-test's futures, unknown to the policies.")
+    ] = 1.0
+    demand_factor: Annotated[
+        Positive, Meta(description="Factor on the demand after today of the back-test's futures, unknown to the policies.")
+    ] = 1.0
 
 
 def example_text(name: str) -> str:
-    """The package's own `sites.toml` or `demand.toml`."""
+    """The text of the package's own `sites.toml`, `demand.toml` or the like."""
     return resources.files("tenfold.plan").joinpath(f"data/sites/{name}").read_text()
 
 
 def read_toml(path: Path | None, example: str) -> dict[str, Any]:
-    """A TOML file, or the package's own example of that name."""
+    """A TOML file, or the package's own file `example`. Raises TenfoldError where it cannot be read."""
     try:
         return tomllib.loads(path.read_text() if path else example_text(example))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TenfoldError(f"{path} cannot be read as TOML: {error}.") from None
+        raise TenfoldError(f"{path or example} cannot be read as TOML ({error}): correct the file, or name another.") from None
 
 
 def read_sites(path: Path | None = None) -> SitesFile:
-    """A `sites.toml`, or the example. Raises TenfoldError for unknown names, values out of range, phases in a circle."""
+    """Read a `sites.toml`, by default the package's example.
+
+    Raises TenfoldError for unknown names, values out of range, phases that wait for one another, and sites in contradiction.
+    """
     where = str(path or "sites.toml")
     made = convert(read_toml(path, "sites.toml"), SitesFile, where)
     if not made.sites or len({place.name for place in made.sites}) < len(made.sites):
-        raise TenfoldError(f"{where}: give at least one of [[sites]], each with a name of its own.")
+        raise TenfoldError(f"{where}: give at least one table [[sites]], and each site a name of its own.")
     for name, phase in made.phases.items():
         _known(phase.after, made.phases, f"{where}: phase {name!r} comes after")
     for place in made.sites:
@@ -165,27 +180,30 @@ def read_sites(path: Path | None = None) -> SitesFile:
         _known(place.machines_mw, made.chips, f"{where}: site {place.name!r} has machines")
         rising = [quarter for quarter, _ in place.grid_mw]
         if not rising or rising != sorted(set(rising)) or rising[0] > 0:
-            raise TenfoldError(f"{where}: grid_mw of site {place.name!r} must begin at quarter 0 and rise in its quarters.")
+            raise TenfoldError(f"{where}: the quarters in grid_mw of site {place.name!r} must begin at quarter 0 and rise.")
     order(made.phases)
     _require_predecessors(made, where)
     return with_fields(made, sites=tuple(_beside(place, path) for place in made.sites))
 
 
 def _beside(place: Place, path: Path | None) -> Place:
-    """The place with its profiles found from the folder of the file."""
+    """The place with the paths of its profiles made relative to the folder of the file."""
     folder = path.parent if path else Path()
     given = {name: getattr(place, name) for name in PROFILES if getattr(place, name)}
     return with_fields(place, **{name: str(folder / file) for name, file in given.items()})
 
 
 def order(phases: dict[str, Phase]) -> list[str]:
-    """The names of the phases, each after those that it waits for. Raises TenfoldError where they wait for one another."""
+    """The names of the phases in an order in which each follows those that it waits for.
+
+    Raises TenfoldError where phases wait for one another.
+    """
     found: list[str] = []
     while len(found) < len(phases):
         free = [name for name, phase in phases.items() if name not in found and set(phase.after) <= set(found)]
         if not free:
             stuck = ", ".join(name for name in phases if name not in found)
-            raise TenfoldError(f"The phases {stuck} wait for one another: take a name out of an `after`.")
+            raise TenfoldError(f"The phases {stuck} wait for one another: remove a name from one of their `after`.")
         found += free
     return found
 
@@ -193,7 +211,8 @@ def order(phases: dict[str, Phase]) -> list[str]:
 def _known(names: object, known: object, what: str) -> None:
     for name in names:  # type: ignore[attr-defined]
         if name not in known:  # type: ignore[operator]
-            raise TenfoldError(f"{what} {name!r}, which the file does not describe{nearest(name, known)}.")  # type: ignore[arg-type]
+            described = nearest(name, known)  # type: ignore[arg-type]
+            raise TenfoldError(f"{what} {name!r}, which the file does not describe{described}: add its table, or correct the name.")
 
 
 def _require_predecessors(made: SitesFile, where: str) -> None:
@@ -201,9 +220,11 @@ def _require_predecessors(made: SitesFile, where: str) -> None:
         for name, ago in place.begun.items():
             for before in made.phases[name].after:
                 if place.begun.get(before, -1.0) < ago:
-                    raise TenfoldError(f"{where}: site {place.name!r} has begun {name!r} before {before!r}, which it waits for.")
+                    raise TenfoldError(
+                        f"{where}: site {place.name!r} has begun {name!r} before {before!r}, which must be first: correct `begun`."
+                    )
         missing = [name for name in made.phases if name not in place.begun]
         if place.halls_mw and missing:
-            raise TenfoldError(f"{where}: site {place.name!r} has halls but has not begun {missing[0]!r}.")
+            raise TenfoldError(f"{where}: site {place.name!r} has halls, but {missing[0]!r} is missing in its `begun`.")
         if sum(place.machines_mw.values()) > place.halls_mw:
-            raise TenfoldError(f"{where}: site {place.name!r} has machines of more MW than its halls.")
+            raise TenfoldError(f"{where}: site {place.name!r} has machines of more MW than its halls: raise halls_mw.")

@@ -1,4 +1,4 @@
-"""The next generations' chances from a ladder: what the test of its law's limit says goes into the demand."""
+"""The chances of the next generations from a ladder, by the limit test of its law."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from tenfold.spec.errors import TenfoldError
 
 @dataclass(frozen=True)
 class Ladder:
-    """`bend_chance`: how likely the law bends where the ladder ends, after its test; `power` of the rung that would show it most
-    cheaply, None where none would."""
+    """`bend_chance`: the probability, after the test, that the law bends at the end of the ladder. `power`: that of the cheapest
+    next rung that would show a bend; None where none would."""
 
     points: Path
     bend_chance: float
@@ -25,16 +25,19 @@ class Ladder:
     @property
     def sentence(self) -> str:
         rung = (
-            "no next rung would show it" if self.power is None else f"the cheapest rung that shows it does so with {self.power:.0%}"
+            "no next rung would show it"
+            if self.power is None
+            else f"the cheapest next rung that would show it does so with a probability of {self.power:.0%}"
         )
         return f"{self.points}: {self.verdict} A bend has a probability of {self.bend_chance:.0%}; {rung}."
 
 
 def read_ladder(path: Path, demand: DemandFile) -> tuple[DemandFile, Ladder]:
-    """Demand with the chances of a ladder, a CSV file of points or the newest generation's in a home, and what was found.
+    """The demand with the chances of generations by a ladder, and the result of the ladder's test.
 
-    A generation pays only where the law goes on, so its chance is `pays` times that; one more rung is as good as the cheapest that
-    would show a bend. Raises TenfoldError where there are no points, or too few for a test.
+    `path` is a CSV file of points, or a home whose newest points are used. A generation pays only where the law holds, so its
+    probability is `pays` times that of the law. One more rung is the cheapest that would show a bend. Raises TenfoldError where
+    there are no points, or too few for a test.
     """
     points = points_file(path)
     rows, _ = read_points(points)
@@ -48,10 +51,10 @@ def read_ladder(path: Path, demand: DemandFile) -> tuple[DemandFile, Ladder]:
 
 
 def points_file(path: Path) -> Path:
-    """The file itself, or that of the newest generation that has points."""
+    """The file itself, or the points.csv of the newest generation in a home. Raises TenfoldError where there is none."""
     if path.is_file():
         return path
     found = sorted(path.glob("*/points.csv"), key=lambda one: one.stat().st_mtime)
     if not found:
-        raise TenfoldError(f"{path} holds no generation with points.csv: climb first, or give a CSV file of points.")
+        raise TenfoldError(f"{path} has no generation with a points.csv: climb first, or give a CSV file of points.")
     return found[-1]

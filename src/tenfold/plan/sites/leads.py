@@ -1,6 +1,7 @@
-"""Lead times as they become known: what has arrived tells its own, what is waited for is longer than it has been waited for.
+"""Lead times as they become known: one that has ended is known, one that has not is longer than the time waited so far.
 
-Lead times are unknowns of their own: of a phase on a site, of halls, of a chip. All orders of a chip take equally long.
+Each phase of a site, the halls, and each chip have a lead time that is independent of the others. All orders of a chip take
+equally long.
 """
 
 from collections.abc import Iterable
@@ -11,24 +12,24 @@ import numpy as np
 from tenfold.plan.ranges import Range
 from tenfold.plan.sites.inputs import SitesFile
 
-SOON = 1.0  # quarters: when that is expected which is later than anything in its range
+SOON = 1.0  # quarters from now, when something is expected that is later than its whole range
 
-Wait = tuple[float, float]  # the quarters at which it begins and at which it is ready
+Wait = tuple[float, float]  # (quarter of the beginning, quarter at which it is ready)
 
 
 def of_phase(phase: str, site: str) -> str:
-    """The name of the unknown."""
+    """The name of a phase's lead time as an unknown."""
     return f"lead {phase} {site}"
 
 
 def of_part(part: str) -> str:
-    """The name of the unknown, of `halls` or a chip."""
+    """The name of the lead time of `halls` or of a chip as an unknown."""
     return f"lead {part}"
 
 
 @dataclass(frozen=True)
 class Leads:
-    """`draws` by the name of the unknown; plans count on the quantile `level`."""
+    """Lead times: `draws` by the name of the unknown, and the quantile `level` with which is planned."""
 
     draws: dict[str, np.ndarray]
     level: float
@@ -40,7 +41,8 @@ class Leads:
         return cls({name: Range.of(figure, name).draws for name, figure in figures.items()}, file.lead_level)
 
     def expected(self, name: str, waits: Iterable[Wait], quarter: float) -> float:
-        """The lead time to plan with at a quarter: as it was where one is ready, else a quantile of those that are long enough."""
+        """The lead time to plan with at a quarter: the true one if one of `waits` is ready, otherwise the quantile of those draws
+        that exceed the longest wait so far."""
         waits = list(waits)
         for begun, ready in waits:
             if ready <= quarter:

@@ -1,4 +1,4 @@
-"""The answer as one page, and as a spreadsheet. Everything is drawn from the JSON document."""
+"""The answer as an HTML page and as a spreadsheet, made from the JSON document alone."""
 
 from importlib import resources
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ from tenfold.spec.files import whole_file, write_json, write_text
 
 
 def html(document: dict[str, Any]) -> str:
-    """One page that needs no other file."""
+    """The answer as one self-contained page."""
     import jinja2
 
     template = resources.files("tenfold.plan").joinpath("sites/sites.html.jinja").read_text()
@@ -28,7 +28,7 @@ def html(document: dict[str, Any]) -> str:
 
 
 def stages(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """By stage, what is expected: demand and rent in million hours a year, power, payments, electricity, water, carbon."""
+    """Expected values by stage: demand, rented and unserved hours (millions per year), MW, payments, electricity, water, carbon."""
     found: dict[float, dict[str, Any]] = {}
     names = ("rented_hours", "short_hours", "mwh_per_year", "m3_per_year", "tco2_per_year")
     for node in document["nodes"]:
@@ -45,7 +45,7 @@ def stages(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def published(document: dict[str, Any]) -> list[str]:
-    """The plan's last stage and its yearly payments beside what an owner of data centres published."""
+    """Sentences that compare the plan's last stage and its yearly payments with the published figures of an owner."""
     known, rows = read_toml(None, "published.toml"), stages(document)
     who, last, year = known["who"], rows[-1], facts("power")["year"]
     paid = sum(row["paid_usd"] for row in rows) / document["end_quarter"] * 4
@@ -86,7 +86,7 @@ def _plot(document: dict[str, Any]) -> str:
 
 
 def write(document: dict[str, Any], path: Path) -> None:
-    """The page, the answer as JSON beside it, and the spreadsheet where openpyxl is installed."""
+    """Write the page, the answer as .json next to it, and as .xlsx where openpyxl is installed."""
     write_text(path, html(document))
     write_json(path.with_suffix(".json"), document)
     if find_spec("openpyxl"):
@@ -132,5 +132,5 @@ def write_sheet(document: dict[str, Any], path: Path) -> None:
 
 
 def _flat(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without the values that are no single cell."""
+    """Rows without the values that do not fit in a single cell."""
     return [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in rows]

@@ -1,6 +1,7 @@
-"""Whether a plan of sites pays: revenue in three scenarios, payback, cash, what an hour and a million tokens cost, rent or own.
+"""Whether a plan of sites pays: revenue in three scenarios, payback, cash, and the cost of an hour and of a million tokens on own
+and on rented machines.
 
-Money is in millions of dollars of its quarter unless it is discounted; hours are those of the reference accelerator.
+Money is in millions of dollars of its quarter where it is not said to be discounted; hours are those of the reference accelerator.
 """
 
 import math
@@ -13,13 +14,22 @@ from tenfold.plan.ranges import Range
 from tenfold.plan.sites.inputs import Sold, read_toml
 from tenfold.plan.sites.portfolio import BuildSite, M, Machine, Portfolio
 from tenfold.plan.sites.staging import SitePlan, cvar
+from tenfold.spec.errors import TenfoldError
 
 SCENARIOS = ("low", "mid", "high")
 
 
 def pay(plan: SitePlan, sold: dict[str, Sold], cash_usd: float | None) -> dict[str, Any]:
-    """All that is answered, as plain JSON values in USD. `sold` by kind of demand; kinds that are not sold earn nothing."""
+    """The answer as plain JSON values in USD. `sold` is by kind of demand; kinds that are not sold earn nothing.
+
+    Raises TenfoldError where no chip serves all kinds of demand, so that own machines have no price per hour.
+    """
     p, paid = plan.portfolio, outlays(plan)
+    if not any(all(m.hours) for m in p.machines):
+        raise TenfoldError(
+            f"[revenue] needs a chip that serves all kinds of demand ({', '.join(plan.tree.kinds)}), for the price of an hour on "
+            "own machines: add one to sites.toml, or leave out [revenue]."
+        )
     scenarios = [_scenario(plan, earned(plan, sold, name) - paid, name, cash_usd) for name in SCENARIOS]
     place, machine, own = min(
         ((s, m, own_usd_per_hour(p, m, s)) for s in p.sites for m in p.machines if all(m.hours)), key=lambda found: found[2]
@@ -35,7 +45,7 @@ def pay(plan: SitePlan, sold: dict[str, Sold], cash_usd: float | None) -> dict[s
 
 
 def outlays(plan: SitePlan) -> np.ndarray:
-    """What is paid at each node: for sites, halls and machines, for running them (what stands today too), and for rent."""
+    """The payments at each node: for sites, halls and machines, for running all machines (also those of today), and for rent."""
     p, tree = plan.portfolio, plan.tree
     yearly = np.array([[s.usd_m_per_mw_year + m.usd_m_per_mw * m.operation for m in p.machines] for s in p.sites])
     names, chips = [s.name for s in p.sites], [m.name for m in p.machines]
@@ -52,7 +62,7 @@ def outlays(plan: SitePlan) -> np.ndarray:
 
 
 def earned(plan: SitePlan, sold: dict[str, Sold], scenario: str) -> np.ndarray:
-    """Revenue of each node: served hours at the low, middle or high end of what an hour earns."""
+    """The revenue of each node: the hours served, at the low, mid or high end of an hour's price."""
     tree = plan.tree
     served = np.array([node.hours for node in tree.nodes]) - plan.short
     found = np.zeros(len(tree.nodes))
@@ -84,7 +94,7 @@ def _scenario(plan: SitePlan, flow: np.ndarray, name: str, cash_usd: float | Non
 
 
 def left_usd_m(plan: SitePlan) -> np.ndarray:
-    """By path, what phases, halls and machines are still worth at the horizon, discounted to today, as the programme counts it."""
+    """For each path, the value of phases, halls and machines at the horizon, discounted to today, as in the stochastic program."""
     p, tree = plan.portfolio, plan.tree
     found = []
     for leaf in tree.leaves:
@@ -102,7 +112,10 @@ def left_usd_m(plan: SitePlan) -> np.ndarray:
 
 
 def payback(summed: np.ndarray, ends: list[float]) -> float | None:
-    """The quarter from which on the sum of all that came in and went out stays at or above zero; None where it ends below."""
+    """The quarter from which on the cumulative cash flow stays at or above zero; None where it ends below.
+
+    `summed` is the cumulative cash flow at the quarters `ends`.
+    """
     below = np.flatnonzero(summed < 0)
     if not len(below):
         return 0.0
@@ -113,7 +126,7 @@ def payback(summed: np.ndarray, ends: list[float]) -> float | None:
 
 
 def runway_months(cash: float, summed: np.ndarray, ends: list[float]) -> float | None:
-    """Months until the cash and all that came in and went out are spent; None where they last until the end."""
+    """Months until the cash and the cumulative cash flow are spent; None where they last until the end."""
     have, before, start = cash + np.asarray(summed, float), cash, 0.0
     for value, end in zip(have, ends, strict=True):
         if value < 0:
@@ -128,9 +141,9 @@ def _crossing(before: float, after: float, start: float, end: float) -> float:
 
 
 def own_usd_per_hour(p: Portfolio, machine: Machine, place: BuildSite) -> float:
-    """What an hour costs of a machine that is ordered today, its hall and site new: yearly payments over its life, and running it.
+    """The cost of an hour of a machine ordered today, with a new hall and site: yearly payments over its life, and running it.
 
-    Hours are the fewest that it works for any kind of demand.
+    Its hours per year are those of the kind of demand for which it has the fewest.
     """
     phases = sum(step.usd_m for step in place.steps) / place.largest_mw
     built = annuity(machine.usd_m_per_mw, machine.years, p.discount) + annuity(
@@ -140,13 +153,13 @@ def own_usd_per_hour(p: Portfolio, machine: Machine, place: BuildSite) -> float:
 
 
 def annuity(price: float, years: float, rate: float) -> float:
-    """The payment of each of so many years that is worth a price today."""
+    """The yearly payment over `years` at an interest `rate` whose present value is `price`."""
     return price * rate / -math.expm1(-years * math.log1p(rate)) if rate else price / years
 
 
 def published_case(p: Portfolio, machine: Machine, place: BuildSite) -> dict[str, float]:
-    """A company whose outlays were published, which rents: what the hours that it rents would cost on own machines, what these cost
-    before the first hour, and how long its cash lasts either way. Cash is what lasts as long as was published, revenue left out.
+    """A company that rents its machines, by published figures: the cost of the same hours on own machines, the capital for these,
+    and how long its cash lasts either way, without revenue. The cash is computed from the published time that it lasts.
     """
     known = read_toml(None, "published.toml")["case"]
     yearly = known["training_usd"] + known["rented_usd"]

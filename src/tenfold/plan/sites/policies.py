@@ -1,4 +1,4 @@
-"""Ways to decide, stage after stage, with what is known then: staged over a rolling horizon, just in time, all now, published."""
+"""Policies that decide at each stage with what is known then: staged (rolling horizon), just in time, all now, published."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from tenfold.spec.errors import TenfoldError, nearest
 
 ROLLING = Aim(gap=1e-3, later_in_part=True)
 SAMPLES = 512
-LEAVES = 8  # of the trees after the first decision
+LEAVES = 8  # at most, of the trees after the first decision
 
 
 @dataclass(frozen=True)
 class View:
-    """What is known when a stage begins: sites and machines as they stand, where demand stands, and how it may go on."""
+    """What is known at the beginning of a stage: the sites and machines, the state of demand, and the process of demand."""
 
     portfolio: Portfolio
     state: State
@@ -30,7 +30,7 @@ Policy = Callable[[View], list[Begun]]
 
 
 def staged(cvar_share: float) -> Policy:
-    """The programme again at every stage, over a tree from where demand stands."""
+    """Solve the stochastic program again at every stage, on a tree from the current state of demand."""
 
     def decide(view: View) -> list[Begun]:
         paths = ahead(view.demand, view.state, SAMPLES)
@@ -41,7 +41,7 @@ def staged(cvar_share: float) -> Policy:
 
 
 def remembered(policy: Policy) -> Policy:
-    """The policy, which decides once in a first stage that is the same in many futures."""
+    """The policy with a cache of its decisions in the first stage, which is the same in many futures."""
     known: dict[str, list[Begun]] = {}
 
     def decide(view: View) -> list[Begun]:
@@ -56,23 +56,23 @@ def remembered(policy: Policy) -> Policy:
 
 
 def just_in_time(view: View) -> list[Begun]:
-    """The best plan for demand that stays as it stands."""
+    """The best plan for demand that stays as it is now."""
     tree = forecast_tree(view.demand, view.state, (1,), samples=1).tree
     flat = single(tree, [view.state.hours] * len(tree.nodes))
     return solve(view.portfolio, flat, ROLLING).decisions(0)
 
 
 def all_now(first: View) -> Policy:
-    """Everything decided at the first stage, for all demand that may come, and done as it was decided."""
+    """Decide everything at the first stage, for all demand that may come, and carry it out unchanged."""
     plan = solve(first.portfolio, forecast_tree(first.demand, first.state).tree, Aim(gap=ROLLING.gap), staged=False)
     quarters = [node.quarter for node in plan.tree.nodes]
     return lambda view: plan.decisions(quarters.index(view.state.quarter))
 
 
 def published(view: View) -> list[Begun]:
-    """All sites developed as fast as they go, and filled at the pace of an owner's published outlays, whatever the demand.
+    """Develop all sites as fast as possible, and fill them at the pace of an owner's published outlays, whatever the demand.
 
-    By the last year all that the sites hold is paid; each year has the share that it has of the owner's outlays.
+    The sites are full by the last year; each year gets its share of the owner's outlays.
     """
     p, quarter, begun = view.portfolio, view.state.quarter, []
     chips = [machine for machine in p.machines if all(machine.hours) and machine.from_quarter <= quarter]
@@ -92,7 +92,7 @@ def published(view: View) -> list[Begun]:
 
 
 def pace(view: View) -> float:
-    """The share of the published outlays that falls into the stage that begins."""
+    """The share of the published outlays in the time of the stage that begins."""
     outlays = read_toml(None, "published.toml")["outlays_usd"]
     ends = [*(q for q in view.demand.quarters if q > view.state.quarter), view.demand.end_quarter]
     summed = np.interp(
@@ -105,7 +105,7 @@ NAIVE = ("just-in-time", "all-now")
 
 
 def policies(names: list[str], first: View, cvar_share: float) -> dict[str, Policy]:
-    """The staged policy and those of `names`. Raises TenfoldError for an unknown name."""
+    """The staged policy, and those of `names`. Raises TenfoldError for an unknown name."""
     found: dict[str, Policy] = {"staged": remembered(staged(cvar_share))}
     makes: dict[str, Callable[[], Policy]] = {
         "just-in-time": lambda: remembered(just_in_time),
@@ -114,6 +114,6 @@ def policies(names: list[str], first: View, cvar_share: float) -> dict[str, Poli
     }
     for name in names:
         if name not in makes:
-            raise TenfoldError(f"There is no policy {name!r}{nearest(name, makes)}: {' or '.join(makes)}.")
+            raise TenfoldError(f"There is no policy {name!r}{nearest(name, makes)}: name {' or '.join(makes)}.")
         found[name] = makes[name]()
     return found

@@ -1,6 +1,7 @@
-"""The figures of `sites.toml` as the programme takes them: one number each, at the middle of every range or at one joint draw.
+"""The figures of `sites.toml` as numbers for the stochastic program: the middle of each range, or one joint draw.
 
-Money is in millions of dollars, discounted to today; power in MW of IT; work in million hours of the reference accelerator.
+Money is in millions of dollars, discounted to today; power is IT power in MW; work is in million hours of the reference
+accelerator.
 """
 
 import math
@@ -19,12 +20,12 @@ from tenfold.spec.accelerator import Accelerator, accelerator
 from tenfold.spec.errors import TenfoldError
 
 M = 1e6
-Pick = Callable[[Figure | Range, str], float]  # one number of a range; the name says which unknown it is
+Pick = Callable[[Figure | Range, str], float]  # picks one number of a range; the name identifies the unknown
 
 
 @dataclass(frozen=True)
 class Step:
-    """A phase of one site: quarters from its beginning to its end, cost, what a sale brings back, and what must be ready before."""
+    """A phase of one site: quarters that it takes (`lead`), its cost, the proceeds of a sale, and the phases before it."""
 
     name: str
     lead: float
@@ -35,10 +36,10 @@ class Step:
 
 @dataclass(frozen=True)
 class BuildSite:
-    """A site. `ready`: the quarter at which each phase that has begun is ready; `grid_mw` by quarter, overhead included.
+    """A site. `ready`: the quarter at which each phase that has begun is ready. `grid_mw`: (quarter, MW) with the overhead.
 
-    `water_mw`: the IT power that its water cools; a MW of IT that runs for a year costs `usd_m_per_mw_year` of electricity, carbon
-    and water, and takes `mwh`, `m3` and `tco2`.
+    `water_mw`: the IT power that its water can cool. A MW of IT power that runs for a year costs `usd_m_per_mw_year` for
+    electricity, carbon and water, and takes `mwh`, `m3` and `tco2`.
     """
 
     name: str
@@ -58,7 +59,7 @@ class BuildSite:
         return min([mw for start, mw in self.grid_mw if start <= quarter][-1] / self.pue, self.water_mw)
 
     def until_halls(self, step: Step) -> float:
-        """Quarters from the beginning of a phase until halls can be begun, if nothing else is waited for."""
+        """Quarters from the beginning of a phase until halls can begin, if no other phase takes longer."""
         return step.lead + max((self.until_halls(other) for other in self.steps if step.name in other.after), default=0.0)
 
     @property
@@ -68,6 +69,8 @@ class BuildSite:
 
 @dataclass(frozen=True)
 class Hall:
+    """Halls: quarters to build them, cost, and years of use."""
+
     lead: float
     usd_m_per_mw: float
     years: float
@@ -75,8 +78,11 @@ class Hall:
 
 @dataclass(frozen=True)
 class Machine:
-    """A chip with its share of server and network. `hours`: million hours a year of the reference that a MW, ordered today, works
-    for each kind of demand; 0 where it does not serve it. `gain`: the growth of that per year of ordering later."""
+    """A chip with its share of server and network.
+
+    `hours`: million hours per year of the reference accelerator that a MW ordered today works for each kind of demand; 0 where it
+    does not serve the kind. `gain`: the factor on that per year of later ordering. `operation`: its yearly cost over its price.
+    """
 
     name: str
     lead: float
@@ -88,11 +94,11 @@ class Machine:
     from_quarter: float = 0.0
 
     def runs(self, ordered: float, quarter: float) -> bool:
-        """Whether one that was ordered at a quarter runs at another."""
+        """Whether a machine ordered at a quarter runs at another."""
         return 0 <= quarter - ordered - self.lead < 4 * self.years
 
     def left(self, ordered: float, horizon: float) -> float:
-        """The share of its years of use that is left at a quarter."""
+        """The share of its years of use that is left at the horizon."""
         return min(1.0, max(0.0, 1 - (horizon - ordered - self.lead) / 4 / self.years))
 
     def work(self, ordered: float) -> float:
@@ -102,7 +108,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Standing:
-    """Machines that have been ordered: MW of a chip in a site, from `ready` to `end`, with `work` over that of today's."""
+    """Machines that stand or are ordered: MW of a chip in a site that run from `ready` to `end`; `work` is relative to today's."""
 
     site: str
     chip: str
@@ -117,14 +123,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Portfolio:
-    """Sites, chips, prices and limits in numbers, and what stands or was ordered before. Limits are per year; None is no limit."""
+    """Sites, chips, prices and limits as numbers, and what stands or is ordered already. Limits are per year; None is no limit."""
 
     sites: tuple[BuildSite, ...]
     hall: Hall
     machines: tuple[Machine, ...]
     standing: tuple[Standing, ...]
     halls_begun: tuple[tuple[str, float, float], ...]  # site, MW, ready
-    rent_usd: float  # an hour of the reference today, and so millions of dollars for a million hours
+    rent_usd: float  # USD per hour of the reference today, which is also millions of dollars per million hours
     rent_fall: float
     shortage_times: float
     discount: float
@@ -134,19 +140,19 @@ class Portfolio:
     all_served: bool = False
 
     def worth(self, quarter: float) -> float:
-        """What a dollar at a quarter is worth today."""
+        """The present value of a dollar at a quarter."""
         return (1 + self.discount) ** (-quarter / 4)
 
     def rent(self, quarter: float) -> float:
         return self.rent_usd * (1 - self.rent_fall) ** (quarter / 4)
 
     def running_worth(self, start: float, end: float) -> float:
-        """What a dollar a year from one quarter to another is worth today."""
+        """The present value of a dollar per year from one quarter to another."""
         rate = math.log1p(self.discount)
         return (self.worth(start) - self.worth(end)) / rate if rate else (end - start) / 4
 
     def machine_usd(self, machine: Machine, place: BuildSite, ordered: float, horizon: float) -> float:
-        """All that a MW costs until the horizon: price, people, electricity, less the years of use that are left then."""
+        """The cost of a MW of machines until the horizon: price, operation, electricity, less the value of the years left then."""
         ready = ordered + machine.lead
         gone = min(horizon, ready + 4 * machine.years)
         yearly = machine.usd_m_per_mw * machine.operation + place.usd_m_per_mw_year
@@ -154,24 +160,25 @@ class Portfolio:
         return machine.usd_m_per_mw * (self.worth(ordered) - machine.left(ordered, horizon) * self.worth(horizon)) + running
 
     def hall_usd(self, begun: float, horizon: float) -> float:
-        """What a MW of halls costs until the horizon, less the years of use that are left then."""
+        """The cost of a MW of halls until the horizon, less the value of the years of use left then."""
         return self.hall.usd_m_per_mw * (self.worth(begun) - self.hall_left(begun, horizon) * self.worth(horizon))
 
     def hall_left(self, begun: float, horizon: float) -> float:
-        """The share of the years of use that is left of halls at a quarter."""
+        """The share of the halls' years of use that is left at the horizon."""
         return min(1.0, max(0.0, 1 - (horizon - begun - self.hall.lead) / 4 / self.hall.years))
 
     def step_usd(self, step: Step, begun: float, horizon: float) -> float:
-        """What a phase costs until the horizon, where it counts at what it can be sold for."""
+        """The cost of a phase until the horizon, less the proceeds of its sale then."""
         return step.usd_m * self.worth(begun) - step.sold_usd_m * self.worth(horizon)
 
 
 def middle(figure: Figure | Range, name: str) -> float:
+    """The middle of a figure."""
     return Range.of(figure, name).mid
 
 
 def drawn(index: int, factor: float = 1.0) -> Pick:
-    """The numbers of one joint draw, times a factor: an unknown has the same in every place where its name stands."""
+    """Picks the numbers of one joint draw, times a factor; an unknown has the same value wherever its name is used."""
 
     def pick(figure: Figure | Range, name: str) -> float:
         draws = Range.of(figure, name).draws
@@ -181,12 +188,15 @@ def drawn(index: int, factor: float = 1.0) -> Pick:
 
 
 def portfolio(file: SitesFile, demand: DemandFile, pick: Pick = middle, lead: Pick | None = None) -> Portfolio:
-    """The file in numbers: lead times by `lead`, which is the file's `lead_level` unless given, everything else by `pick`."""
+    """The file as numbers: lead times by `lead` (default: the quantile `lead_level` of the file), everything else by `pick`.
+
+    Raises TenfoldError for unknown chips, regions and kinds of demand, and for a chip without a published power.
+    """
     lead = lead or (lambda figure, name: Range.of(figure, name).quantile(file.lead_level))
     places = tuple(_place(place, file, pick, lead) for place in file.sites)
     machines = tuple(_machine(key, file, demand, pick, lead) for key in file.chips)
     if not any(any(machine.hours) for machine in machines):
-        raise TenfoldError("No chip of sites.toml serves a kind of demand.toml: name one of its kinds in a chip's `kinds`.")
+        raise TenfoldError("No chip of sites.toml serves a kind of demand.toml: add one of its kinds to a chip's `kinds`.")
     years = {machine.name: machine.years for machine in machines}
     rent = pick(file.rent.usd_per_hour, "rent_usd_per_h")
     limits, most = file.limits, file.rent.most_hours_per_year
@@ -210,7 +220,7 @@ def portfolio(file: SitesFile, demand: DemandFile, pick: Pick = middle, lead: Pi
 
 
 def kw_per_chip(part: Accelerator, pick: Pick = middle) -> float:
-    """IT power of an accelerator at peak with its share of host and network, in kW."""
+    """Peak IT power in kW of an accelerator with its share of host and network."""
     table = facts("power")
     if part.tdp_w is None:
         raise TenfoldError(f"The power of {part.name} is not published: choose another chip.")
@@ -261,11 +271,12 @@ def _hall(halls: Halls, pick: Pick, lead: Pick) -> Hall:
 
 
 def _machine(key: str, file: SitesFile, demand: DemandFile, pick: Pick, lead: Pick) -> Machine:
-    """Training is counted by peak bf16 rate, every kind of use by memory bandwidth, which binds when tokens are generated."""
+    """A chip as numbers. Work of training is relative to the reference's peak bf16 rate, that of use to its memory bandwidth, which
+    bounds the generation of tokens."""
     chip, part, reference, own = file.chips[key], accelerator(key), accelerator(file.reference), facts("prices")["own"]
     if unknown := set(chip.kinds) - set(demand.kinds):
         raise TenfoldError(
-            f"Chip {key} serves {', '.join(sorted(unknown))}, which is no kind of demand: {', '.join(demand.kinds)}."
+            f"Chip {key} serves {', '.join(sorted(unknown))}, which is no kind of demand: name {', '.join(demand.kinds)}."
         )
     per_mw = 1e3 / kw_per_chip(part, pick)
     cost = pick(price(part).purchase_usd if chip.usd is None else chip.usd, f"purchase {key}")

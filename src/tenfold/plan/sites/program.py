@@ -1,4 +1,4 @@
-"""The multi-stage stochastic programme of sites over a scenario tree, as a mixed-integer linear one for HiGHS.
+"""The multi-stage stochastic program of sites on a scenario tree, as a mixed-integer linear program for HiGHS.
 
 Decisions belong to nodes of the tree, so that all scenarios that share a node share its decisions (non-anticipativity). Whether a
 phase has begun by a node is 0 or 1; halls, orders of machines, work, rent and shortage are continuous.
@@ -16,14 +16,17 @@ from tenfold.plan.sites.portfolio import BuildSite, Portfolio
 from tenfold.plan.sites.tree import Tree
 
 Prices = tuple[list[list[float]], float, list[list[float]]]
-FAILED = 4  # of HiGHS, whose presolve now and then loses a programme that has a solution
-TAIL = 0.05  # the share of the worst outcomes whose mean is the CVaR
+FAILED = 4  # status of `milp`: HiGHS's presolve sometimes fails on a program that has a solution
+TAIL = 0.05  # share of the worst outcomes whose mean is the CVaR
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What is made least, and how closely: the share of the CVaR in it, the rest being the mean's, and the relative gap to the best
-    bound. With `later_in_part` phases after the root may be begun in part, for plans of which only the root's decisions count."""
+    """The objective: `cvar_share` is the weight of the CVaR, the rest is that of the mean. `gap` is the relative MIP gap.
+
+    With `later_in_part`, phases after the root may begin fractionally: a relaxation for plans of which only the root's decisions
+    are used.
+    """
 
     cvar_share: float = 0.0
     gap: float = 1e-3
@@ -32,8 +35,8 @@ class Aim:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column stands for what: `begun` by node, site, phase; `halls` by node, site; `ordered` by node, site, chip; `work` by
-    node, chip, kind; `rented` and `short` by node, kind; of the CVaR `level`, and `excess` by leaf."""
+    """Column indices of the variables: `begun` [nodes, sites, phases], `halls` [nodes, sites], `ordered` [nodes, sites, chips],
+    `work` [nodes, chips, kinds], `rented` and `short` [nodes, kinds]; for the CVaR `level` [1] and `excess` [leaves]."""
 
     number: int
     begun: np.ndarray
@@ -47,7 +50,7 @@ class Columns:
 
     @classmethod
     def of(cls, p: Portfolio, tree: Tree, staged: bool) -> "Columns":
-        """Unless `staged`, all nodes of a stage have the same decisions."""
+        """The columns for a portfolio and a tree. Unless `staged`, all nodes of a stage share their decisions."""
         n, s, k, d = len(tree.nodes), len(p.sites), len(p.machines), len(tree.kinds)
         shapes = ((n, s, len(p.sites[0].steps)), (n, s), (n, s, k), (n, k, d), (n, d), (n, d), (1,), (len(tree.leaves),))
         ends = np.cumsum([math.prod(shape) for shape in shapes])
@@ -61,7 +64,7 @@ class Columns:
 
 @dataclass
 class Rows:
-    """Sparse rows of `matrix @ x <= upper`."""
+    """The sparse rows of `matrix @ x <= upper`, collected one by one."""
 
     entries: list[tuple[int, int, float]] = field(default_factory=list)
     upper: list[float] = field(default_factory=list)
@@ -77,8 +80,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Program:
-    """By node, in millions of dollars, not weighted by its probability: `cost @ x` is discounted cost, `spent @ x` what is paid for
-    sites, halls and machines. `matrix @ x <= upper`, `low <= x <= high`."""
+    """The program: `matrix @ x <= upper`, `low <= x <= high`.
+
+    By node, in millions of dollars and not weighted by its probability, `cost @ x` is the discounted cost, and `spent @ x` are the
+    payments for sites, halls and machines.
+    """
 
     columns: Columns
     cost: csr_array
@@ -90,7 +96,7 @@ class Program:
 
 
 def program(p: Portfolio, tree: Tree, staged: bool = True) -> Program:
-    """The programme's costs, rows and bounds."""
+    """The costs, rows and bounds of the program."""
     columns, rows = Columns.of(p, tree, staged), Rows()
     low, high = np.zeros(columns.number), np.full(columns.number, np.inf)
     high[columns.begun] = 1
@@ -117,12 +123,12 @@ def program(p: Portfolio, tree: Tree, staged: bool = True) -> Program:
 
 
 def _phases(rows: Rows, columns: Columns, tree: Tree, path: list[int], at: tuple[int, Portfolio]) -> None:
-    """What has begun stays begun; a phase begins only once those before it are ready, and while machines can follow in time."""
+    """A phase that has begun stays begun; it begins only after those before it are ready, and if halls can follow by the end."""
     s, place, hall = at[0], at[1].sites[at[0]], at[1].hall
     names, quarter = [step.name for step in place.steps], tree.nodes[path[0]].quarter
     for f, step in enumerate(place.steps):
         if step.name in place.ready:
-            continue  # its column has no use
+            continue  # the phase has begun already: its column is not used
         begun, before = columns.begun[path[0], s, f], [columns.begun[m, s, f] for m in path[1:2]]
         rows.add([*((column, 1.0) for column in before), (begun, -1.0)], 0.0)
         if quarter + place.until_halls(step) + hall.lead >= tree.end:
@@ -134,7 +140,8 @@ def _phases(rows: Rows, columns: Columns, tree: Tree, path: list[int], at: tuple
 
 
 def _ready(columns: Columns, tree: Tree, path: list[int], at: tuple[int, BuildSite], phase: tuple[int, float]) -> int | bool | None:
-    """The column that says whether a phase is ready at a quarter; True where it is in any case, None where it cannot be."""
+    """The column of the variable that is 1 if a phase is ready at a quarter; True where it is in any case, None where it cannot
+    be."""
     (s, place), (f, quarter) = at, phase
     step = place.steps[f]
     if step.name in place.ready:
@@ -144,7 +151,7 @@ def _ready(columns: Columns, tree: Tree, path: list[int], at: tuple[int, BuildSi
 
 
 def _space(rows: Rows, columns: Columns, tree: Tree, path: list[int], at: tuple[int, Portfolio]) -> None:
-    """Halls stand on a site that is ready, machines in halls that are ready, all within what grid and water give."""
+    """Halls need a site whose phases are all ready, and machines need ready halls, within the limits of grid and water."""
     s, p = at
     place, node = p.sites[s], tree.nodes[path[0]]
     begun = [(site, mw, ready) for site, mw, ready in p.halls_begun if site == place.name]
@@ -170,9 +177,9 @@ def _space(rows: Rows, columns: Columns, tree: Tree, path: list[int], at: tuple[
 
 
 def _work(rows: Rows, columns: Columns, tree: Tree, path: list[int], p: Portfolio) -> None:
-    """Machines work as long as they can, and what they do not serve is rented or left.
+    """Machines work at most their hours; demand that they do not serve is rented or short.
 
-    What comes within a node's time works for the share of it that is left then.
+    Machines that arrive during a node work for the share of its time that is left.
     """
     n, node = path[0], tree.nodes[path[0]]
     running = [*((m, k, 1.0) for m, k in _running(p, tree, path)), *_coming(p, tree, path)]
@@ -189,7 +196,7 @@ def _work(rows: Rows, columns: Columns, tree: Tree, path: list[int], p: Portfoli
 
 
 def _cost(p: Portfolio, tree: Tree, columns: Columns) -> csr_array:
-    """Discounted cost until the end of the tree, by node."""
+    """The discounted cost of each node's decisions until the end of the tree."""
     rows = Rows()
     for n, node in enumerate(tree.nodes):
         hour, q = tree.years(n) * p.worth(node.quarter) * p.rent(node.quarter), node.quarter
@@ -201,7 +208,7 @@ def _cost(p: Portfolio, tree: Tree, columns: Columns) -> csr_array:
 
 
 def _spent(p: Portfolio, tree: Tree, columns: Columns) -> csr_array:
-    """What is paid for sites, halls and machines, by node, in the money of its quarter."""
+    """The payments for sites, halls and machines at each node, in the money of its quarter."""
     rows = Rows()
     phases = [[step.usd_m for step in place.steps] for place in p.sites]
     machines = [[machine.usd_m_per_mw for machine in p.machines]] * len(p.sites)
@@ -211,7 +218,8 @@ def _spent(p: Portfolio, tree: Tree, columns: Columns) -> csr_array:
 
 
 def _begun(p: Portfolio, tree: Tree, columns: Columns, n: int, prices: Prices) -> list[tuple[int, float]]:
-    """What is begun and ordered at a node, times the prices of phases by site, of a MW of halls, and of a MW of chips by site."""
+    """The coefficients of what is begun and ordered at a node, with the prices of phases by site, of a MW of halls, and of a MW of
+    chips by site."""
     (phases, hall, machines), parent, entries = prices, tree.nodes[n].parent, []
     for s, place in enumerate(p.sites):
         for f, step in enumerate(place.steps):
@@ -224,6 +232,7 @@ def _begun(p: Portfolio, tree: Tree, columns: Columns, n: int, prices: Prices) -
 
 
 def _carbon(rows: Rows, columns: Columns, tree: Tree, path: list[int], p: Portfolio) -> None:
+    """The carbon of all running machines at a node is at most the yearly limit."""
     node, tco2 = tree.nodes[path[0]], {place.name: place.tco2 for place in p.sites}
     there = sum(one.mw * tco2[one.site] for one in p.standing if one.runs(node.quarter))
     running = [(columns.ordered[m, s, k], place.tco2) for m, k in _running(p, tree, path) for s, place in enumerate(p.sites)]
@@ -231,14 +240,14 @@ def _carbon(rows: Rows, columns: Columns, tree: Tree, path: list[int], p: Portfo
 
 
 def _running(p: Portfolio, tree: Tree, path: list[int]) -> list[tuple[int, int]]:
-    """The nodes of a path, and chips, such that what is ordered there runs at the path's last node."""
+    """The pairs (node of the path, chip) whose orders run at the path's last node."""
     quarter = tree.nodes[path[0]].quarter
     return [(m, k) for m in path for k, machine in enumerate(p.machines) if machine.runs(tree.nodes[m].quarter, quarter)]
 
 
 def _coming(p: Portfolio, tree: Tree, path: list[int]) -> list[tuple[int, int, float]]:
-    """The nodes of a path, and chips, such that what is ordered there comes within the last node's time, with halls that are begun
-    with it; and for which share of that time it runs."""
+    """(node of the path, chip, share of the last node's time) of the orders that arrive during the last node, with halls begun at
+    the same time, and run for that share."""
     start, years = tree.nodes[path[0]].quarter, tree.years(path[0])
     found = []
     for m in path:
@@ -251,7 +260,7 @@ def _coming(p: Portfolio, tree: Tree, path: list[int]) -> list[tuple[int, int, f
 
 
 def least(made: Program, tree: Tree, aim: Aim) -> OptimizeResult:
-    """The point of what `aim` makes least, the CVaR as in Rockafellar and Uryasev 2000."""
+    """Minimise the objective of `aim`, with the CVaR as in Rockafellar and Uryasev (2000)."""
     columns, share = made.columns, aim.cvar_share
     weights = np.array([tree.probability(n) for n in range(len(tree.nodes))])
     objective = (1 - share) * (weights @ made.cost)
@@ -283,7 +292,7 @@ def least(made: Program, tree: Tree, aim: Aim) -> OptimizeResult:
 
 
 def _tail(made: Program, tree: Tree) -> csr_array:
-    """By leaf, that its path costs at most the level and its excess."""
+    """Rows that bound the cost of each path by the CVaR's level plus the leaf's excess."""
     rows, onto = Rows(), np.zeros((len(tree.leaves), len(tree.nodes)))
     for i, leaf in enumerate(tree.leaves):
         rows.add([(made.columns.level[0], -1.0), (made.columns.excess[i], -1.0)], 0.0)

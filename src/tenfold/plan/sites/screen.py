@@ -1,4 +1,4 @@
-"""The answer on one screen."""
+"""The answer in the terminal, on one screen."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ from tenfold.plan.report import usd
 from tenfold.plan.sites.answer import named
 from tenfold.spec.terminal import Figures
 
-SHOWN = 8  # lines of each part
+SHOWN = 8  # lines of each part at most
 
 
 def screen(document: dict[str, Any]) -> RenderableType:
-    """What to begin, what waits, what it is worth, what binds."""
+    """What to begin, what waits, costs and values, limits that bind, and the answers to further questions."""
     parts: list[RenderableType] = [Text(f"{document['demand']}: {document['sentence']}", style="bold")]
     parts += [Text(document["ladder"] or "")]
     if document["begin_now"]:
-        table = Figures("begin this quarter", "costs", "not to would cost")
+        table = Figures("begin this quarter", "costs", "cost of waiting")
         for one in document["begin_now"]:
             table.add_row(named(one), usd(one["usd"]), usd(one["waiting_usd"]))
         parts += [table, Text()]
     if document["later"]:
-        table = Figures("waits", "first quarter", "chance", "begins if")
+        table = Figures("begin later", "first quarter", "chance", "if")
         for one in document["later"][:SHOWN]:
             table.add_row(named(one), f"{one['first_quarter']:g}", f"{100 * one['probability']:.0f} %", one["if"])
         parts += [table, Text()]
@@ -47,18 +47,18 @@ def screen(document: dict[str, Any]) -> RenderableType:
             over = f"{usd(one['over_staged_usd'])} ± {usd(2 * one['standard_error_usd'])}" if one["policy"] != "staged" else ""
             short = f"{100 * one['short_share']:.1f} %"
             table.add_row(one["policy"], usd(one["mean_usd"]), usd(one["cvar95_usd"]), over, short)
-        parts += [Text(f"On {document['backtest']['futures']} futures outside the tree:"), table]
+        parts += [Text(f"Back-test on {document['backtest']['futures']} sampled futures outside the tree:"), table]
     return Group(*parts)
 
 
 def worths(document: dict[str, Any]) -> list[tuple[str, float]]:
-    """The figures of money with their names."""
+    """The costs and values of the plan in USD, with their names."""
     regrets = [path["regret_usd"] for path in document["paths"]]
     return [
         ("expected cost", document["expected_usd"]),
         ("mean of the worst 5 % (CVaR 95)", document["cvar95_usd"]),
-        ("cost of deciding all now", document["one_stage_usd"]),
-        ("cost of renting all that is missing", document["rent_all_usd"]),
+        ("expected cost of deciding everything now", document["one_stage_usd"]),
+        ("expected cost of building nothing and renting", document["rent_all_usd"]),
         ("value of staging", document["value_of_staging_usd"]),
         ("value of perfect information", document["value_of_perfect_information_usd"]),
         ("value of one more rung of the ladder", document["value_of_one_more_rung_usd"]),
@@ -67,7 +67,7 @@ def worths(document: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def pay_cells(one: dict[str, Any]) -> list[str]:
-    """A scenario of revenue: what the plan is worth, how likely it pays, when it is paid back, and what cash it needs."""
+    """The cells of a revenue scenario: value of the plan, probability that it pays, payback, cash needed, time that cash lasts."""
     back, months = one["payback_quarter"], one["runway_months"]
     return [
         one["revenue"],
@@ -80,31 +80,31 @@ def pay_cells(one: dict[str, Any]) -> list[str]:
 
 
 def pay_lines(pay: dict[str, Any]) -> list[str]:
-    """Own or rent, by the hour and by the million tokens, and a published case."""
+    """Sentences on the cost of own and rented machines, by the hour and by the million tokens, and on a published case."""
     own, case = pay["own"], pay["published_case"]
     tokens = [
         f"A million tokens of {kind} cost {one['own']:.2f} USD on own machines, {one['rent']:.2f} on rented ones."
         for kind, one in pay["usd_per_m_tokens"].items()
     ]
     return [
-        f"An hour of the reference costs {own['usd_per_hour']:.2f} USD on an own {own['chip']} in {own['site']}, "
-        f"{pay['rent_usd_per_hour']:.2f} rented.",
+        f"An hour of the reference accelerator costs {own['usd_per_hour']:.2f} USD on an own {own['chip']} in {own['site']}, "
+        f"{pay['rent_usd_per_hour']:.2f} USD rented.",
         *tokens,
-        f"A published company rents for {usd(case['rented_usd_per_year'])} a year: own machines would take "
-        f"{usd(case['own_usd_per_year'])} a year and {usd(case['capital_usd'])} before the first hour; its cash lasts "
-        f"{case['runway_months_renting']:.0f} months renting, {case['runway_months_owning']:.0f} owning.",
+        f"A company, by published figures, rents for {usd(case['rented_usd_per_year'])} a year: own machines would cost "
+        f"{usd(case['own_usd_per_year'])} a year, and {usd(case['capital_usd'])} before the first hour; its cash lasts "
+        f"{case['runway_months_renting']:.0f} months when renting, {case['runway_months_owning']:.0f} when owning.",
     ]
 
 
 def history_cells(one: dict[str, Any]) -> list[str]:
-    """A decision of history, and what it came to until the last year that is known."""
+    """The cells of a decision on history, with its cost up to the last year of the table."""
     begins = ", ".join(named(begun) for begun in one["begins"]) or "nothing"
     cost = f"{usd(one['usd'])} until {one['until']}"
     return [str(one["decided"]), one["policy"], begins, cost, f"{100 * one['short_share']:.1f} %"]
 
 
 def built_lines(history: dict[str, Any]) -> list[str]:
-    """What the owner built by year, and paid in all."""
+    """Sentences on the electricity and outlays of the owner by year."""
     return [
         f"{history['who']} in {one['year']}: {one['mwh']:,} MWh ({one['mean_mw']:,.0f} MW), all outlays {usd(one['outlays_usd'])}."
         for one in history["built"]
@@ -112,7 +112,7 @@ def built_lines(history: dict[str, Any]) -> list[str]:
 
 
 def binding_lines(document: dict[str, Any]) -> list[str]:
-    """Which limits bind, each in a line."""
+    """A sentence for each limit that binds."""
     return [
         f"The limit {one['limit']} is reached from quarter {one['first_quarter']:g}, "
         f"in up to {100 * one['probability']:.0f} % of futures."

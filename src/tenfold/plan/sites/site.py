@@ -1,4 +1,4 @@
-"""Where a run stands: the price, carbon and water of its electricity, and how well its building uses them."""
+"""The site of a run: price, carbon and water of its electricity, and the efficiency of its building."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,8 @@ from tenfold.spec.errors import TenfoldError, nearest
 
 @dataclass(frozen=True)
 class Site:
-    """A place and a building. `pue`: facility energy over IT energy; `wue_l_per_kwh`: litres on site per IT kWh."""
+    """A site and its building. `pue`: facility energy over IT energy. `wue_l_per_kwh`: litres on site per IT kWh. `residual_mix`:
+    factor on the grid's carbon once others' contracts for clean power are taken out."""
 
     key: str
     name: str
@@ -23,23 +24,23 @@ class Site:
 
 
 def water_of_fuels(shares: dict[str, float]) -> Range:
-    """Litres that power stations evaporate per kWh, for shares of nuclear, coal, gas, oil, hydro, solar, wind, other."""
+    """Litres that power stations evaporate per kWh, for shares (of any sum) of the fuels: nuclear, coal, gas, oil, hydro, ..."""
     factors = facts("grid")["water_l_per_kwh"]
     whole = sum(shares.values())
     return total([Range.of(factors[fuel], f"water of {fuel}") * (share / whole) for fuel, share in shares.items()])
 
 
 def site(region: str = "US", pue: float | None = None, wue_l_per_kwh: float | None = None) -> Site:
-    """The site in a US state (`TX` or `Texas`) or `US`, with a usual building unless `pue` or `wue_l_per_kwh` is given.
+    """The site in a US state (`TX` or `Texas`) or `US`, with a typical building unless `pue` or `wue_l_per_kwh` is given.
 
-    Raises TenfoldError with the nearest name where the region is unknown.
+    Raises TenfoldError for an unknown region, with the nearest name, and for a PUE below 1.
     """
     table = facts("grid")
     keys = {key.lower(): key for key in table["states"]} | {row["name"].lower(): key for key, row in table["states"].items()}
     if region.lower() not in keys:
-        raise TenfoldError(f"There is no region {region!r}{nearest(region, keys)}: name a US state, as TX or Texas, or US.")
+        raise TenfoldError(f"There is no region {region!r}{nearest(region, keys)}: name a US state, such as TX or Texas, or US.")
     if pue is not None and pue < 1:
-        raise TenfoldError(f"A PUE of {pue} is impossible: the building uses at least what its machines use, so 1 or more.")
+        raise TenfoldError(f"A PUE of {pue} is impossible, as the building uses at least its machines' energy: give 1 or more.")
     key = keys[region.lower()]
     row = table["states"][key]
     industrial, commercial = sorted((row["industrial_usd_per_kwh"], row["commercial_usd_per_kwh"]))
@@ -58,7 +59,7 @@ def site(region: str = "US", pue: float | None = None, wue_l_per_kwh: float | No
 
 
 def _carbon(key: str, of_2016: float) -> Range:
-    """The newest figure as mid: the hourly mean of 2022 where known, else that of 2016 with the national trend."""
+    """kg CO2 per kWh: mid is the hourly mean of 2022 where it is known, otherwise the figure of 2016 with the national trend."""
     trend = facts("grid")["trend"]
     mid = facts("grid")["kgco2_per_kwh_2022"].get(key, of_2016 * trend["us_kgco2_per_kwh_2023"] / trend["us_kgco2_per_kwh_2016"])
     low, _, high = trend["uncertainty"]

@@ -1,5 +1,4 @@
-"""Plans of sites over a tree: what is decided, what it costs in the mean and in the worst outcomes, and what waiting and knowing
-are worth."""
+"""Plans of sites on a scenario tree: the decisions, their mean cost and CVaR, and the values of staging and of information."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from tenfold.plan.sites.program import TAIL, Aim, Program, least, program
 from tenfold.plan.sites.tree import Tree
 from tenfold.spec.errors import TenfoldError
 
-SMALL_MW = 1e-3
+SMALL_MW = 1e-3  # smaller halls and orders are rounding errors of the solver
 HALLS = "halls"
 
 
@@ -22,7 +21,7 @@ class Impossible(TenfoldError):
 
 @dataclass(frozen=True)
 class Begun:
-    """A decision of a plan: at which node, in which site, which phase, halls or chip, and of how many MW (0 for a phase)."""
+    """A decision of a plan: the node, the site, the phase, `halls` or chip that is begun or ordered, and its MW (0 for a phase)."""
 
     node: int
     site: str
@@ -32,9 +31,12 @@ class Begun:
 
 @dataclass(frozen=True)
 class SitePlan:
-    """A plan on a tree. `begun` by node, site, phase, `halls` and `ordered` in MW, `work`, `rented`, `short` in million hours a
-    year, `node_usd_m` discounted cost and `spent_usd_m` payments for sites,
-    halls and machines by node; `bound` is below the best plan's objective."""
+    """A plan on a tree.
+
+    `begun` [nodes, sites, phases] is 0 or 1; `halls` [nodes, sites] and `ordered` [nodes, sites, chips] are in MW; `work` [nodes,
+    chips, kinds], `rented` and `short` [nodes, kinds] in million hours per year. By node, `node_usd_m` is the discounted cost, and
+    `spent_usd_m` the payments for sites, halls and machines. `bound` is a lower bound of the best objective.
+    """
 
     portfolio: Portfolio
     tree: Tree
@@ -50,7 +52,7 @@ class SitePlan:
 
     @cached_property
     def path_usd_m(self) -> np.ndarray:
-        """The cost of every path from the root to a leaf."""
+        """The cost of each path from the root to a leaf."""
         return np.array([self.node_usd_m[self.tree.path(leaf)].sum() for leaf in self.tree.leaves])
 
     @property
@@ -58,11 +60,12 @@ class SitePlan:
         return float(self.weights @ self.path_usd_m)
 
     def objective(self, aim: Aim) -> float:
-        """What was made least."""
+        """The value that was minimised."""
         return (1 - aim.cvar_share) * self.mean_usd_m + aim.cvar_share * self.cvar_usd_m
 
     @property
     def weights(self) -> np.ndarray:
+        """The probability of each path."""
         return np.array([self.tree.probability(leaf) for leaf in self.tree.leaves])
 
     @property
@@ -70,7 +73,7 @@ class SitePlan:
         return cvar(self.path_usd_m, self.weights)
 
     def decisions(self, node: int) -> list[Begun]:
-        """What is begun or ordered at a node."""
+        """The phases, halls and orders that are begun at a node."""
         p, parent, found = self.portfolio, self.tree.nodes[node].parent, []
         before = np.zeros_like(self.begun[node]) if parent is None else self.begun[parent]
         for s, place in enumerate(p.sites):
@@ -87,7 +90,7 @@ class SitePlan:
 
 
 def cvar(costs: np.ndarray, weights: np.ndarray | None = None, share: float = TAIL) -> float:
-    """The mean of the worst `share` of outcomes, the outcome at the edge in part."""
+    """The mean of the worst `share` of outcomes; the outcome at the edge counts in part. `weights` are probabilities."""
     weights = np.full(len(costs), 1 / len(costs)) if weights is None else weights
     worst = np.argsort(costs)[::-1]
     taken = np.diff(np.minimum(np.cumsum(weights[worst]), share), prepend=0.0)
@@ -97,9 +100,9 @@ def cvar(costs: np.ndarray, weights: np.ndarray | None = None, share: float = TA
 def solve(
     p: Portfolio, tree: Tree, aim: Aim = Aim(), *, staged: bool = True, held: Callable[[Program], None] | None = None
 ) -> SitePlan:
-    """The best plan on a tree. Unless `staged`, all is decided at the root: every node of a stage begins the same.
+    """The best plan on a tree. Unless `staged`, everything is decided at the root: all nodes of a stage have the same decisions.
 
-    `held` narrows the bounds of the programme, as `at_root`, `without` and `nothing` do. Raises Impossible where no plan keeps
+    `held` narrows the bounds of the program, as `at_root`, `without` and `nothing` do. Raises Impossible where no plan keeps
     the limits.
     """
     made = program(p, tree, staged)
@@ -107,7 +110,7 @@ def solve(
         held(made)
     found = least(made, tree, aim)
     if found.x is None:
-        raise Impossible(f"No plan of the sites keeps all limits ({found.message.rstrip('.')}).")
+        raise Impossible(f"No plan of the sites keeps all limits ({found.message.rstrip('.')}): widen one of them.")
     x, c = found.x, made.columns
     bound = float(found.fun if found.mip_dual_bound is None else found.mip_dual_bound)
     decided, used = (x[c.begun], x[c.halls], x[c.ordered]), (x[c.work], x[c.rented], x[c.short])
@@ -115,7 +118,7 @@ def solve(
 
 
 def at_root(begun: np.ndarray) -> Callable[[Program], None]:
-    """Just these phases, 0 or 1 by site and phase, are begun at the root."""
+    """Bounds with which exactly these phases [sites, phases], 0 or 1, begin at the root."""
 
     def held(made: Program) -> None:
         made.low[made.columns.begun[0]] = made.high[made.columns.begun[0]] = begun
@@ -124,7 +127,7 @@ def at_root(begun: np.ndarray) -> Callable[[Program], None]:
 
 
 def without(p: Portfolio, one: Begun) -> Callable[[Program], None]:
-    """At the root this is not begun."""
+    """Bounds with which this is not begun at the root."""
     s = [place.name for place in p.sites].index(one.site)
     phases, chips = [step.name for step in p.sites[s].steps], [machine.name for machine in p.machines]
 
@@ -140,13 +143,13 @@ def without(p: Portfolio, one: Begun) -> Callable[[Program], None]:
 
 
 def nothing(made: Program) -> None:
-    """Nothing is begun or ordered at any node."""
+    """Bounds with which nothing is begun or ordered at any node."""
     for columns in (made.columns.begun, made.columns.halls, made.columns.ordered):
         made.high[columns] = 0
 
 
 def running_mw(plan: SitePlan, n: int) -> np.ndarray:
-    """MW of machines in each site at a node."""
+    """The MW of running machines in each site at a node."""
     p, tree = plan.portfolio, plan.tree
     quarter = tree.nodes[n].quarter
     found = np.array([sum(one.mw for one in p.standing if one.site == s.name and one.runs(quarter)) for s in p.sites])
@@ -157,14 +160,14 @@ def running_mw(plan: SitePlan, n: int) -> np.ndarray:
 
 
 def knowing(p: Portfolio, tree: Tree, aim: Aim = Aim()) -> np.ndarray:
-    """The least cost of every path for one who knows it before the first decision, in millions of dollars."""
+    """The least cost of each path if it were known before the first decision, in millions of dollars."""
     alone = replace(aim, cvar_share=0.0)
     return np.array([solve(p, tree.only(leaf), alone).mean_usd_m for leaf in tree.leaves])
 
 
 @dataclass(frozen=True)
 class Staging:
-    """The staged plan, the best that decides all at the root, and the cost of each path for one who knows it."""
+    """The staged plan, the best plan that decides everything at the root, and the cost of each path if it were known."""
 
     staged: SitePlan
     one_stage: SitePlan
@@ -172,7 +175,7 @@ class Staging:
 
     @property
     def value_usd_m(self) -> float:
-        """What deciding all now costs more than waiting for news, in the mean."""
+        """The value of staging: the additional mean cost of deciding everything now."""
         return self.one_stage.mean_usd_m - self.staged.mean_usd_m
 
     @property
@@ -182,9 +185,10 @@ class Staging:
 
     @property
     def regret_usd_m(self) -> np.ndarray:
-        """By path, what the staged plan costs over the best for that path."""
+        """For each path, the additional cost of the staged plan over the best plan for that path."""
         return self.staged.path_usd_m - self.known_usd_m
 
 
 def staging(p: Portfolio, tree: Tree, aim: Aim = Aim()) -> Staging:
+    """Solve all three. Raises Impossible where no plan keeps the limits."""
     return Staging(solve(p, tree, aim), solve(p, tree, aim, staged=False), knowing(p, tree, aim))

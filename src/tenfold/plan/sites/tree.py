@@ -1,4 +1,4 @@
-"""A scenario tree of demand, and how it is made from sampled futures."""
+"""Scenario trees of demand, made from sampled futures."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from tenfold.plan.sites.demand import DemandFile, Paths, State, sample
 from tenfold.spec.errors import TenfoldError
 
 SAMPLES = 4096
-LEAST_PATHS = 8  # of a node that still branches
+LEAST_PATHS = 8  # of a node
 
 
 @dataclass(frozen=True)
 class Node:
-    """A state of the world from `quarter` on. `probability` is that of this node given its parent (an index; None for the root);
-    `hours`: demand of each kind in million hours a year of the reference accelerator."""
+    """A state of demand from `quarter` on. `parent` is an index (None for the root), `probability` that of the node given its
+    parent, and `hours` the demand of each kind in million hours per year of the reference accelerator."""
 
     name: str
     parent: int | None
@@ -29,7 +29,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Tree:
-    """A scenario tree: the root first, which is the present, every parent before its children. It ends at the quarter `end`."""
+    """A scenario tree up to the quarter `end`. The root, the present, is first, and each parent stands before its children.
+
+    Raises TenfoldError for nodes that do not form such a tree.
+    """
 
     nodes: tuple[Node, ...]
     kinds: tuple[str, ...]
@@ -38,7 +41,7 @@ class Tree:
     def __post_init__(self) -> None:
         for index, node in enumerate(self.nodes):
             if (node.parent is None) != (index == 0) or not -1 < (node.parent or 0) < max(index, 1):
-                raise TenfoldError(f"Node {node.name!r} needs a parent that stands before it: only the first node has none.")
+                raise TenfoldError(f"Node {node.name!r} needs a parent that stands before it, as only the first node has none.")
             if len(node.hours) != len(self.kinds) or not all(math.isfinite(h) and h >= 0 for h in node.hours):
                 raise TenfoldError(f"Node {node.name!r} has a demand of {node.hours}: give each kind's hours, 0 or more.")
             if not 0 <= node.probability <= 1:
@@ -49,7 +52,7 @@ class Tree:
             if children and not math.isclose(sum(children), 1, abs_tol=1e-9):
                 raise TenfoldError(f"The probabilities after node {node.name!r} sum to {sum(children):g}: they must sum to 1.")
         if not self.nodes or self.nodes[0].probability != 1:
-            raise TenfoldError("A tree begins with a root of probability 1.")
+            raise TenfoldError("A tree must begin with a root of probability 1.")
 
     def path(self, node: int) -> list[int]:
         """The node and its ancestors, the root last."""
@@ -59,20 +62,21 @@ class Tree:
         return found
 
     def stage(self, node: int) -> int:
+        """The number of nodes before this one on its path."""
         return len(self.path(node)) - 1
 
     def probability(self, node: int) -> float:
-        """That of the node, seen from the root."""
+        """The probability of a node, seen from the root."""
         return math.prod(self.nodes[n].probability for n in self.path(node))
 
     def years(self, node: int) -> float:
-        """How long the node lasts."""
+        """The years from the node's quarter to the next stage."""
         quarter = self.nodes[node].quarter
         return (self._ends[quarter] - quarter) / 4
 
     @cached_property
     def _ends(self) -> dict[float, float]:
-        """By the quarter at which a stage begins, that at which it ends."""
+        """For the first quarter of each stage, the quarter at which it ends."""
         return dict(pairwise(sorted({n.quarter for n in self.nodes} | {self.end})))
 
     @property
@@ -81,11 +85,11 @@ class Tree:
         return [index for index in range(len(self.nodes)) if index not in parents]
 
     def only(self, leaf: int) -> "Tree":
-        """The one path to a leaf, as a tree: demand that is known before it comes."""
+        """The path to a leaf as a tree of its own, on which all demand is known beforehand."""
         return single(self, [self.nodes[n].hours for n in reversed(self.path(leaf))])
 
     def mean(self) -> "Tree":
-        """One path with each stage's expected demand."""
+        """A tree of one path, with each stage's expected demand."""
         stages = range(self.stage(len(self.nodes) - 1) + 1)
         weights = np.array([self.probability(n) for n in range(len(self.nodes))])
         at = np.array([self.stage(n) for n in range(len(self.nodes))])
@@ -94,7 +98,7 @@ class Tree:
 
 
 def single(tree: Tree, hours: Sequence[tuple[float, ...]]) -> Tree:
-    """One path through the stages of a tree, with the demand of each stage."""
+    """A tree of one path through the stages of another, with the given demand of each stage."""
     quarters = sorted({node.quarter for node in tree.nodes})
     nodes = [
         Node(str(i), i - 1 if i else None, 1.0, q, tuple(map(float, h)))
@@ -105,14 +109,14 @@ def single(tree: Tree, hours: Sequence[tuple[float, ...]]) -> Tree:
 
 @dataclass(frozen=True)
 class Grown:
-    """A tree that was made from sampled futures, and `through`: by stage, the node that each of them passes."""
+    """A tree made from sampled futures (`paths`). `through` has, for each stage, the node that each future passes [paths]."""
 
     tree: Tree
     paths: Paths
     through: tuple[np.ndarray, ...]
 
     def given(self, weights: np.ndarray) -> Tree:
-        """The same tree with the probabilities that it has where its futures are not equally likely."""
+        """The same tree with its probabilities if its futures have these weights [paths] instead of equal ones."""
         nodes = []
         for n, node in enumerate(self.tree.nodes):
             stage = self.tree.stage(n)
@@ -124,11 +128,11 @@ class Grown:
 
 
 def grow(paths: Paths, demand: DemandFile, branches: Sequence[int]) -> Grown:
-    """A tree from sampled futures: the paths that reach a node are cut, by their demand one stage on, into as many groups.
+    """A tree from sampled futures: the paths of a node are divided by their demand at the next stage into up to `branches` groups.
 
-    Each cut is across the kind of demand, and at the place, where it explains most of the variance; a node's demand is the mean of
-    its paths, so that every stage keeps the expected demand of the paths (optimal quantisation: Pflug and Pichler 2014, Multistage
-    Stochastic Optimization). `branches` by stage, the last for all later ones.
+    Each division is by the kind of demand, and at the threshold, that explains most of the variance. A node's demand is the mean
+    of its paths, so that each stage keeps their expected demand (optimal quantisation: Pflug and Pichler 2014, Multistage
+    Stochastic Optimization). `branches` is by stage; the last value is that of all later stages.
     """
     nodes = [Node("now", None, 1.0, paths.quarters[0], tuple(map(float, paths.hours[0, 0])))]
     groups = {0: np.arange(len(paths.hours))}
@@ -151,20 +155,20 @@ def grow(paths: Paths, demand: DemandFile, branches: Sequence[int]) -> Grown:
 def forecast_tree(
     demand: DemandFile, state: State, branches: Sequence[int] | None = None, *, samples: int = SAMPLES, seed: int = 0
 ) -> Grown:
-    """The tree of a demand from a state on, over the stages that are left."""
+    """The tree of a demand from a state on, over the remaining stages."""
     return grow(ahead(demand, state, samples, seed), demand, branches or demand.branches)
 
 
 def ahead(demand: DemandFile, state: State, samples: int = SAMPLES, seed: int = 0) -> Paths:
-    """Futures from a state on, over the stages that are left."""
+    """Sampled futures from a state on, over the remaining stages."""
     return sample(demand, state, tuple(q for q in demand.quarters if q >= state.quarter), samples, seed)
 
 
 def placed(paths: Paths, end: float, leaves: int) -> tuple[int, ...]:
-    """How often the nodes of each stage branch so that a tree of at most `leaves` leaves branches where most is learnt.
+    """The branches of each stage for a tree of at most `leaves` leaves, placed where most is learnt.
 
-    What a stage tells is the variance of its demand that the demand of the stage before does not explain, over the time that is
-    left; a cut in two leaves a quarter of it, as it does of a uniform distribution.
+    The news of a stage is the variance of its demand that the demand of the stage before does not explain, times the square of the
+    remaining time. A division in two leaves a quarter of the variance, as for a uniform distribution.
     """
     hours, number = paths.hours.sum(2), len(paths.quarters) - 1
     news = [_unexplained(paths.hours[:, s], hours[:, s + 1]) * (end - paths.quarters[s + 1]) ** 2 for s in range(number)]
@@ -177,13 +181,13 @@ def placed(paths: Paths, end: float, leaves: int) -> tuple[int, ...]:
 
 
 def _unexplained(before: np.ndarray, after: np.ndarray) -> float:
-    """The variance of demand that a straight line through the kinds of demand one stage before leaves."""
+    """The residual variance of total demand after a linear regression on the kinds of demand one stage before."""
     known = np.column_stack([np.ones(len(before)), before])
     return float((after - known @ np.linalg.lstsq(known, after)[0]).var())
 
 
 def _cut(group: np.ndarray, hours: np.ndarray, number: int) -> list[np.ndarray]:
-    """A group of paths in at most `number` parts, in the order of their total demand."""
+    """Divide a group of paths into at most `number` parts, in the order of their total demand."""
     parts = [group]
     while len(parts) < number:
         cuts = [_best_cut(part, hours) for part in parts]
@@ -195,7 +199,7 @@ def _cut(group: np.ndarray, hours: np.ndarray, number: int) -> list[np.ndarray]:
 
 
 def _best_cut(part: np.ndarray, hours: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """The variance between two parts, and the parts; (0, part, part) where it cannot be cut."""
+    """The largest variance between two parts, and the parts; (0, part, part) where the paths cannot be divided."""
     best = (0.0, part, part)
     for kind in range(hours.shape[1] if len(part) >= 2 * LEAST_PATHS else 0):
         rising = part[np.argsort(hours[part, kind], kind="stable")]

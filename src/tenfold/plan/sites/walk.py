@@ -18,17 +18,18 @@ from tenfold.plan.sites.portfolio import kw_per_chip, portfolio
 from tenfold.plan.sites.staging import Aim, staging
 from tenfold.plan.sites.tree import Tree
 from tenfold.spec.accelerator import accelerator
+from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256, write_json
 from tenfold.spec.forecasts import LEVELS, Forecast, forecast
 from tenfold.spec.versions import read_document, require_version
 
 FILE = "sites.json"
-LEAST_MW = 1.0  # nobody builds a site for less
-BRANCHES = (2, 2, 1)  # of the circle's tree: it answers in a second
+LEAST_MW = 1.0  # IT power of a plan below which no site is built for it
+BRANCHES = (2, 2, 1)  # of the circle's tree, small so that it is solved in a second
 
 
 def walk(home: Path, say: Callable[[str], None], sites_file: str | None = None, demand_file: str | None = None) -> dict[str, Any]:
-    """Solve the sites, write `sites.json`, and forecast the demand of the next stage. The same again changes nothing.
+    """Solve the sites, write `sites.json`, and record a forecast of the next stage's demand. A repetition changes nothing.
 
     Without files the sites and the demand are the examples, the demand on a tree of few branches.
     """
@@ -49,16 +50,21 @@ def walk(home: Path, say: Callable[[str], None], sites_file: str | None = None, 
 
 
 def read_answer(path: Path) -> dict[str, Any]:
-    """A written `sites.json`. Raises TenfoldError where it is missing, damaged, or of another version."""
+    """Read a `sites.json`. Raises TenfoldError where it is missing, damaged, or of another version."""
     return read_document(path, VERSION, "write it again by `tenfold circle`")
 
 
 def home_demand(home: Path, demand: DemandFile, sites: SitesFile) -> tuple[DemandFile, Path | None]:
-    """Demand whose next generation has the machines of the newest plan in `home` busy all year, and that plan's file; as it is
-    where no plan needs a site."""
+    """Demand whose next generation keeps the machines of the newest plan in `home` busy all year, and that plan's file.
+
+    Plans of serving, and of less than `LEAST_MW`, are passed over; without any other plan the demand is returned as it is, and
+    None. Raises TenfoldError for a plan that is damaged or of another version.
+    """
     for path in sorted([*home.glob("plan.json"), *home.glob("*/plan.json")], key=lambda p: p.stat().st_mtime, reverse=True):
-        plan = json.loads(path.read_text())
-        require_version(plan.get("schema"), (SCHEMA,), path, "make it again by `tenfold plan`")
+        plan = _read_plan(path)
+        if "schema" not in plan:  # a plan of serving
+            continue
+        require_version(plan["schema"], (SCHEMA,), path, "make it again by `tenfold plan`")
         it_mw = plan["power"]["peak_mw"]["mid"] / plan["power"]["pue"]["mid"]
         if it_mw >= LEAST_MW:
             busy = HOURS_PER_YEAR * Range.of(facts("prices")["own"]["in_use"]).mid
@@ -68,8 +74,15 @@ def home_demand(home: Path, demand: DemandFile, sites: SitesFile) -> tuple[Deman
     return demand, None
 
 
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise TenfoldError(f"{path} is damaged: make it again by `tenfold plan`, or delete it.") from None
+
+
 def next_quantiles(tree: Tree) -> tuple[float, ...]:
-    """Quantiles of the demand one stage on: at each level, the least demand that is not passed with that probability."""
+    """Quantiles of the demand at the next stage: at each level, the least demand that is not exceeded with that probability."""
     ahead = sorted((sum(node.hours), node.probability) for node in tree.nodes if node.parent == 0)
     reached = [sum(p for _, p in ahead[: i + 1]) for i in range(len(ahead))]
     return tuple(next(hours for (hours, _), r in zip(ahead, reached, strict=True) if r >= level - 1e-9) for level in LEVELS)

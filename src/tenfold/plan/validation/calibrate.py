@@ -1,4 +1,4 @@
-"""Constants of a machine from a run that was trained on it: the measured step over the planned one."""
+"""Calibration of a machine's constants by a run that was trained on it: the planned step is scaled to the measured one."""
 
 import json
 import math
@@ -27,7 +27,11 @@ VERSION = 2  # of each accelerator's calibrations in it
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a run taught: `factor` on the rates of matrix products, attention and memory, and the run it came from."""
+    """A calibration: the `factor` on the rates of matrix products, attention and memory, and the run that it came from.
+
+    `base` and `constants` are those before and after. `calibrated_step_s` differs from the measured step where a rate would exceed
+    the accelerator's peak.
+    """
 
     accelerator: Accelerator
     base: Constants
@@ -42,10 +46,16 @@ class Calibration:
 
 
 def calibrate(run: Path) -> Calibration:
-    """The constants that make the plan's step as long as the run's. Raises TenfoldError where `run` is no finished run."""
+    """The constants that make the planned step as long as the run's.
+
+    Raises TenfoldError where `run` is no finished run of a Llama-shaped model.
+    """
     start, end = _events(run)
     scaling = start["model"].get("rope_scaling")
-    spec = ModelSpec(**{**start["model"], "rope_scaling": RopeScaling(**scaling) if scaling else None})
+    try:
+        spec = ModelSpec(**{**start["model"], "rope_scaling": RopeScaling(**scaling) if scaling else None})
+    except TypeError:
+        raise TenfoldError(f"The run in {run} trained no Llama-shaped model: calibrate with one of `tenfold train`.") from None
     layout = _layout_of(run, start)
     measured = layout.tokens_per_step / end["tokens_per_s"]
     base = _machine_of(start, end)
@@ -66,7 +76,7 @@ def calibrate(run: Path) -> Calibration:
 
 
 def _layout_of(run: Path, start: dict[str, Any]) -> Layout:
-    """The run's layout over all its processes, from its run file and its record."""
+    """The run's layout over all its processes, from its run.toml and run.jsonl."""
     config = tomllib.loads((run / "run.toml").read_text()) if (run / "run.toml").exists() else {}
     parallel = config.get("parallel")
     layout = msgspec.convert(parallel if isinstance(parallel, dict) else {}, Layout)
@@ -82,7 +92,7 @@ def _processes(start: dict[str, Any]) -> int:
 
 
 def _factor(spec: ModelSpec, layout: Layout, base: Machine, measured_s: float) -> float:
-    """How many times as fast the machine is as planned, by bisection."""
+    """The factor on the machine's rates that gives the measured step, by bisection."""
     c = base.constants
     low, high = 1e-3, 1 / max(c.matmul_efficiency, c.memory_efficiency, c.attention_efficiency)
     for _ in range(60):
@@ -95,7 +105,7 @@ def _factor(spec: ModelSpec, layout: Layout, base: Machine, measured_s: float) -
 
 
 def _scaled(base: Machine, factor: float) -> Machine:
-    """The machine with its rates times `factor`, none above the data sheet, its fixed times divided by it."""
+    """The machine with its rates multiplied by `factor`, at most the data sheet's, and its fixed times divided by it."""
     c = base.constants
     scaled = replace(
         c,
@@ -108,14 +118,14 @@ def _scaled(base: Machine, factor: float) -> Machine:
 
 
 def _host(software: Stack, factor: float) -> Stack:
-    """The software with the host's times divided by `factor`."""
+    """The software with its host times divided by `factor`."""
     return replace(software, dispatch_s=software.dispatch_s / factor, step_s=software.step_s / factor)
 
 
 def _events(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     path = run / "run.jsonl"
     if not path.exists():
-        raise TenfoldError(f"{run} holds no run.jsonl: name the directory of a run of `tenfold train`.")
+        raise TenfoldError(f"{run} has no run.jsonl: name the directory of a run of `tenfold train`.")
     events: dict[str, dict[str, Any]] = {}
     for event in read_metrics(path):
         if event.get("event") == "end":
@@ -127,9 +137,9 @@ def _events(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _machine_of(start: dict[str, Any], end: dict[str, Any]) -> Machine:
-    """The published accelerator that the run's MFU was a share of; otherwise one described by the run itself.
+    """The known accelerator whose peak the run's MFU refers to; otherwise an accelerator described by the run's own figures.
 
-    MFU and energy are those of all processes, and each has an accelerator of its own.
+    MFU and energy in the record are those of all processes, each of which has one accelerator.
     """
     processes = _processes(start)
     peak = end["tokens_per_s"] * start["flops_per_token"] / end["mfu"] / processes
@@ -144,24 +154,24 @@ def _machine_of(start: dict[str, Any], end: dict[str, Any]) -> Machine:
         device=str(start["device"]).split(":")[0],
     )  # fmt: skip
     known = machine("h100")
-    # one unit: a product's tiles are not dealt to processors in waves
+    # With one unit, the tiles of a product are not computed in waves.
     constants = replace(known.constants, units=1, domain_gpus=processes)
     return replace(known, accelerator=own, constants=constants, source=own.source)
 
 
 def write(calibration: Calibration, home: Path) -> Path:
-    """Keep it in `home` beside those of other runs, where the next plan finds them. Returns the file."""
+    """Add the calibration to those of other runs in `home`, where plans find them. Returns the file."""
     path = home / FILE
     known = _kept(path)
     runs = known.get(calibration.accelerator.key, {}).get("runs", [])
-    others = [run for run in runs if run["run"] != calibration.run]  # a run that is measured again counts once
+    others = [run for run in runs if run["run"] != calibration.run]  # a run that is calibrated again is replaced
     known[calibration.accelerator.key] = {"version": VERSION, "runs": [*others, asdict(calibration)]}
     write_json(path, known)
     return path
 
 
 def _kept(path: Path) -> dict[str, Any]:
-    """The calibrations of a file by accelerator; none where there is no file. Raises TenfoldError where it holds others."""
+    """The calibrations of a file by accelerator; empty without a file. Raises TenfoldError for a damaged or outdated file."""
     if not path.exists():
         return {}
     with readable(path):
@@ -169,7 +179,7 @@ def _kept(path: Path) -> dict[str, Any]:
             known = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise TenfoldError(
-                f"{path} holds no calibrations ({error}): remove it and run `tenfold plan calibrate` again."
+                f"{path} is no JSON file of calibrations ({error}): remove it and run `tenfold plan calibrate` again."
             ) from None
     for key, kept in known.items():
         require_version(kept.get("version", 1), (VERSION,), f"The calibration of {key} in {path}", "remove it and calibrate again")
@@ -177,8 +187,11 @@ def _kept(path: Path) -> dict[str, Any]:
 
 
 def calibrated(part: Machine | None, key: str, home: Path) -> tuple[Machine | None, str]:
-    """(the machine with its rates times the pooled factor of the runs in `home`, a sentence that says so), or what was given
-    and ''."""
+    """The machine `part` with its rates multiplied by the pooled factor of the runs in `home`, and a sentence on that.
+
+    The factor is the geometric mean over the runs. Without a calibration of the accelerator `key`, `part` as it is and ''; where
+    `part` is None, the accelerator is that described by the newest run.
+    """
     kept = _kept(home / FILE).get(key.lower())
     if kept is None:
         return part, ""
@@ -192,11 +205,11 @@ def calibrated(part: Machine | None, key: str, home: Path) -> tuple[Machine | No
     }
     base = part or replace(machine("h100"), accelerator=Accelerator(**sheet))
     if len(runs) == 1:
-        words = f"measured {newest['measured_step_s']:.3g} s a step, planned {newest['planned_step_s']:.3g}"
+        words = f"measured {newest['measured_step_s']:.3g} s per step, planned {newest['planned_step_s']:.3g} s"
         source = f"calibrated by {newest['run']}"
     else:
         sd = stdev(logs)
-        words = f"those of single runs {math.exp(min(logs)):.3g} to {math.exp(max(logs)):.3g}, a spread of {100 * sd:.0f} %"
+        words = f"single runs {math.exp(min(logs)):.3g} to {math.exp(max(logs)):.3g}, a standard deviation of {100 * sd:.0f} %"
         source = f"calibrated by {len(runs)} runs, the newest {newest['run']}"
     scaled = _scaled(replace(base, constants=constants), factor)
     return replace(scaled, source=source), f"{source[0].upper()}{source[1:]}: rates x {factor:.3g} ({words})."

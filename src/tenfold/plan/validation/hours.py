@@ -1,4 +1,4 @@
-"""GPU-hours of published runs: as planned, and the factor by which what is reported is more, with how sure it is."""
+"""GPU-hours of published runs: planned hours of steps and failures, and the factor from them to the reported hours."""
 
 import math
 from collections import defaultdict
@@ -11,26 +11,26 @@ from scipy.stats import t as student
 
 from tenfold.plan.costs.consequences import checkpoint_bytes
 from tenfold.plan.costs.failures import effective_time
-from tenfold.plan.validation.tables import ASSUMED_STACK, Refused, Unread, number, read_table
+from tenfold.plan.validation.tables import ASSUMED_STACK, Refused, Unread, number, read_table, whole
 from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.search import search
 from tenfold.plan.workload.workload import DAY_S
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.shapes import shape_for_params
 
-BATCH_TOKENS = 4e6  # of every model in the table, where its own is not used
+BATCH_TOKENS = 4e6  # tokens per step, for every model of the table
 VOCABULARY = 32_000
-GPUS = 1024  # where the number is not given
+GPUS = 1024  # where the table does not give the number
 PARTS = (("h800", "h800"), ("h100", "h100"), ("a100", "a100"), ("v100", "v100"), ("tpuv4", "tpu-v4"))
 LEVEL = 0.8  # of the intervals
-PRIOR_SD, PRIOR_SOURCES = 0.25, 2  # of a source's log factor, before any is known
+PRIOR_SD, PRIOR_SOURCES = 0.25, 2  # prior standard deviation of a source's log factor, and how many sources the prior counts for
 
 
 @dataclass(frozen=True)
 class Hours:
-    """One run: reported GPU-hours, and those of steps and failures as planned.
+    """One run: reported GPU-hours (`told`), and planned ones of its steps and failures.
 
-    `hold` is what the report counts: "steps" alone (tokens over a steady rate), or "all" that the run took.
+    `hold` says what the reported hours include: only the "steps" (tokens over a steady rate), or "all" that the run took.
     """
 
     model: str
@@ -46,27 +46,28 @@ class Hours:
 
 @dataclass(frozen=True)
 class Factor:
-    """The log-normal factor from planned to reported hours of a run of a source that is not known yet; `freedom` of its t."""
+    """The factor from planned to reported hours for a run of a new source: its logarithm is Student's t with `freedom` degrees."""
 
     log_mean: float
     log_sd: float
     freedom: float
 
     def interval(self, planned: float, level: float = LEVEL) -> tuple[float, float]:
+        """The interval of the reported hours of a run with `planned` hours."""
         reach = float(student.ppf(0.5 + level / 2, self.freedom)) * self.log_sd
         return planned * math.exp(self.log_mean - reach), planned * math.exp(self.log_mean + reach)
 
 
 def published_hours(path: Path | None = None) -> tuple[list[Hours], list[Unread]]:
-    """The runs of a table with the columns of training_runs.csv, and those of its rows with hours that no plan was made for.
+    """The runs of a table with the columns of training_runs.csv, and its rows with hours that could not be planned.
 
-    A plan takes the Llama shape nearest to the (active) parameters, as many tokens as make the same FLOPs, a batch of 4M
-    tokens, the software that the table names, the best layout, and the time that failures cost.
+    The planned run has the Llama shape nearest to the (active) parameters, the tokens that give the same FLOPs, a batch of 4M
+    tokens, the table's software, the best layout, and the time lost to failures.
     """
     found, unread = [], []
     for line, row in enumerate(read_table("training_runs.csv", path), 2):
         if not row["gpu_hours"] or not row["tokens"] or row["family"].startswith("Llama 3.2"):
-            continue  # Llama 3.2's models are pruned and distilled: their hours are not those of 6ND
+            continue  # Llama 3.2's models are pruned and distilled, so that their hours are not those of 6 N D FLOPs
         try:
             told = number(row, "gpu_hours") or 0.0
             source = " ".join(row["family"].split(".")[0].split())
@@ -79,13 +80,13 @@ def published_hours(path: Path | None = None) -> tuple[list[Hours], list[Unread]
 
 
 def _planned(row: dict[str, str]) -> float:
-    """GPU-hours of one row. Raises TenfoldError where its model does not fit, Refused for a cell that is not understood."""
+    """Planned GPU-hours of one row. Raises TenfoldError where its model does not fit, Refused for a cell that cannot be read."""
     name = row["gpu_model"].lower().replace(" ", "")
     part = next((key for pattern, key in PARTS if pattern in name), None)
     if part is None:
-        raise Refused("gpu_model", row["gpu_model"], "is none that is known")
+        raise Refused("gpu_model", row["gpu_model"], f"is none of {', '.join(pattern for pattern, _ in PARTS)}")
     params = number(row, "params_active") or number(row, "params_total")
-    tokens, seq_len = number(row, "tokens"), int(number(row, "sequence_length") or 4096)
+    tokens, seq_len = number(row, "tokens"), whole(row, "sequence_length", 4096)
     if not params or not tokens:
         raise Refused("params_total", row["params_total"], "is empty")
     digits = row["n_gpus"].split("-")[-1]
@@ -102,10 +103,11 @@ def _planned(row: dict[str, str]) -> float:
 
 
 def factor(known: Sequence[Hours], hold: str) -> Factor:
-    """The factor of an unknown source, from those of others: sources differ by more than the runs of one of them.
+    """The factor for a run of a new source, whose reported hours hold `hold`, from the `known` runs of other sources.
 
-    Sources count once however many runs they have. Their spread about the mean of what they hold is pooled over "steps"
-    and "all", and with a weak prior; so is the spread of runs about their source.
+    The runs of one source are more alike than those of different sources. Each source therefore counts once, whatever its number
+    of runs. The variance between sources is pooled over "steps" and "all", each about its own mean, with a weak prior; the
+    variance of runs within a source is added.
     """
     sources = defaultdict(list)
     for run in known:
@@ -121,14 +123,15 @@ def factor(known: Sequence[Hours], hold: str) -> Factor:
 
 
 def one_factor(known: Sequence[Hours], hold: str) -> Factor:
-    """One log-normal factor for all runs, whatever their source and what their hours hold: what a range must beat."""
+    """A single log-normal factor for all runs, whatever their source and `hold`: the baseline of `factor`."""
     logs = [run.log_factor for run in known]
     return Factor(mean(logs), stdev(logs), 1e6)
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Ranges of 80 % for runs of sources left out: how many hold, how wide they are, and their interval score on log hours."""
+    """How well 80 % intervals for runs of held-out sources do: runs, those inside, the median ratio of the ends, the mean interval
+    score of log hours, and the misses in words."""
 
     runs: int
     inside: int
@@ -142,9 +145,9 @@ def coverage(
     make: Callable[[Sequence[Hours], str], Factor] = factor,
     known: Sequence[Hours] | None = None,
 ) -> Coverage:
-    """Each run against the range that the other sources give (of `known`, where it is given).
+    """Compare each run with the interval that `make` gives from the other sources (of `known`, or of `runs`).
 
-    The interval score is that of Gneiting and Raftery 2007: the width and what lies outside.
+    The interval score is that of Gneiting and Raftery (2007): the width, plus a penalty for values outside.
     """
     widths, scores, misses = [], [], []
     for run in runs:
@@ -158,7 +161,7 @@ def coverage(
 
 
 def held_out(runs: Sequence[Hours], known: Sequence[Hours] | None = None) -> list[tuple[str, float]]:
-    """(model, error in percent) of planned hours times the factor of the other sources (of `known`, where it is given)."""
+    """(model, error in percent) of planned hours times the factor of the other sources (of `known`, or of `runs`)."""
     found = []
     for run in runs:
         others = [other for other in known or runs if other.source != run.source]

@@ -1,4 +1,4 @@
-"""Published measurements as layouts of this plan: one reading of each table's conventions, row by row."""
+"""Reading of published measurements: each row of a table becomes a model, a layout, a machine and a measured step time."""
 
 import csv
 import re
@@ -18,7 +18,7 @@ from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec, published_models
 
-# (pattern in the table's `gpu`, accelerator, what differs from its data sheet)
+# (pattern of the table's column `gpu`, accelerator or the beginning of its key, differences from its data sheet)
 PARTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (r"500 ?w", "h100", {"memory_gb": 102.0, "memory_gb_per_s": 2400.0, "limit_w": 500.0}),
     (r"a100.?40", "a100", {"memory_gb": 42.9, "memory_gb_per_s": 1555.0}),
@@ -44,8 +44,8 @@ SHARDING = {
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: what ran, where, and how long a step took. `memory_gib` where it was reported; `stack_said` is false
-    where neither the table nor the publication names the software."""
+    """One measurement: model, layout, machine, and seconds of a step. `memory_gib` is None where it was not reported; `stack_said`
+    is false where neither the table nor its source names the software."""
 
     source: str
     name: str
@@ -58,14 +58,14 @@ class Row:
     stack_said: bool = True
 
     def group(self, same_batch: bool) -> tuple[Any, ...]:
-        """Rows of one group are layouts of the same model, GPUs and sequence, and of the same global batch where asked."""
+        """The key of a group: layouts of the same source, model, GPUs, sequence and precision; with `same_batch`, also batch."""
         lay = self.layout
         batch = lay.global_batch if same_batch else None
         return self.source, self.spec, lay.world, self.machine.accelerator.key, lay.seq_len, self.precision, batch
 
 
 def gpt(name: str, dim: int, layers: int, heads: int, vocab_size: int, context: int) -> ModelSpec:
-    """A GPT-2-like model as a gated one of the same weights."""
+    """A GPT-2-like model, as one with a gated feed-forward of the same number of weights."""
     return ModelSpec(name, dim, layers, heads, heads, round(8 * dim / 3), vocab_size, context=context, tied=True)
 
 
@@ -86,12 +86,12 @@ def _spec(row: dict[str, str], seq_len: int) -> ModelSpec:
         vocab = 131072 if "131072" in row.get("notes", "") or "h100" in row["gpu"].lower() else 51200
         if "bloom" in plain:
             vocab = 250880
-        return gpt(row["model"], int(float(row["hidden"])), int(float(row["layers"])), int(float(row["heads"])), vocab, seq_len)
+        return gpt(row["model"], whole(row, "hidden"), whole(row, "layers"), whole(row, "heads"), vocab, seq_len)
     raise Refused("model", row["model"], "has no published shape: give hidden, layers and heads")
 
 
 def _stack(row: dict[str, str], asked: str | None) -> tuple[str, bool]:
-    """(the software of a row, whether anything names it): the row's own column, what was asked for, or that of its source."""
+    """(the software of a row, whether anything names it): the row's own, else `asked`, else that of its source, else assumed."""
     if row.get("stack"):
         return row["stack"], True
     found = next((name for source, name in facts("sources").items() if row["source"].startswith(source)), None)
@@ -105,11 +105,11 @@ def _machine(row: dict[str, str], stack_name: str) -> Machine:
             key = part if part and not part.endswith(("v", "trainium")) else part + (match[match.lastindex or 0]).replace(" ", "")
             if key in accelerators():
                 return machine(key, stack_name, **changes)
-    raise Refused("gpu", row["gpu"], f"is none that is known{nearest(text, accelerators())}")
+    raise Refused("gpu", row["gpu"], f"is no known accelerator{nearest(text, accelerators())}")
 
 
 def _step_s(row: dict[str, str], spec: ModelSpec, layout: Layout, part: Machine) -> float:
-    """Seconds of a step from whatever the row gives: time, tokens/s, or FLOP/s by the convention of its source."""
+    """Seconds of a step, from the row's time, tokens/s, or FLOP/s (by the convention of its source)."""
     if seconds := number(row, "iter_time_s"):
         return seconds
     if rate := number(row, "tokens_per_s_per_gpu"):
@@ -121,12 +121,12 @@ def _step_s(row: dict[str, str], spec: ModelSpec, layout: Layout, part: Machine)
     convention = "exact" if "llama 3" in row["source"].lower() else "full_attention"
     flops = spec.train_flops_per_token(layout.seq_len, convention)  # type: ignore[arg-type]
     if "hardware" in row["flops_counted"]:
-        flops += (flops - 6.0 * spec.vocab_size * spec.dim) / 3  # every layer's forward pass once more
+        flops += (flops - 6.0 * spec.vocab_size * spec.dim) / 3  # with the recomputed forward pass of every layer
     return layout.tokens_per_step / layout.world * flops / (tflops * 1e12)
 
 
 def _sharding(row: dict[str, str], dp: int) -> int:
-    """The ZeRO stage; a number of ranks beyond 3 is that of FSDP, and an empty cell is an optimizer that is shared."""
+    """The ZeRO stage of a row: an empty cell is a sharded optimizer (1), a number above 3 that of FSDP's ranks (3)."""
     text = row["fsdp_or_zero"].split(" (")[0].strip()
     if text.isdigit() and int(text) > 3:
         return 3
@@ -135,7 +135,7 @@ def _sharding(row: dict[str, str], dp: int) -> int:
 
 
 def _layout(row: dict[str, str], part: Machine, precision: str) -> Layout:
-    """What the row says, and its software's own way where a cell is empty. Raises Refused for what contradicts itself."""
+    """The layout of a row, with its software's default where a cell is empty. Raises Refused for cells that contradict others."""
     gpus, seq_len, stack = whole(row, "n_gpus", 0), whole(row, "seq_len", 2048), part.stack
     if not gpus:
         raise Refused("n_gpus", row["n_gpus"], "is empty")
@@ -165,8 +165,8 @@ def _layout(row: dict[str, str], part: Machine, precision: str) -> Layout:
 
 
 def fill_in(spec: ModelSpec, layout: Layout, part: Machine, recompute_known: bool) -> Layout:
-    """The layout with what its table left out, as its software does it: virtual stages, as little recomputation as fits, and
-    the fastest micro-batch of those that fit, for no software has a default of that."""
+    """The layout with what its table left out: virtual stages and recomputation by its software's defaults (as little
+    recomputation as fits where it has none), and the fastest micro-batch that fits, for which no software has a default."""
     several = (
         [layout.micro_batch] if layout.micro_batch else [m for m in (1, 2, 4, 8) if layout.global_batch % (m * layout.dp) == 0]
     )
@@ -186,9 +186,9 @@ def _filled(spec: ModelSpec, layout: Layout, part: Machine, recompute_known: boo
 
 
 def read_layouts(path: Path | None = None, stack: str | None = None) -> tuple[list[Row], list[Unread]]:
-    """(rows, those that were not read) of a table with the columns of layouts.csv; by default of the package's own copies.
+    """(rows, rows that could not be read) of a table with the columns of layouts.csv; by default, of the package's own tables.
 
-    `stack` is the software of rows that have none in a column of that name.
+    `stack` is the software of rows that do not name theirs.
     """
     tables = [read_table("layouts.csv", path)] if path else [read_table("layouts.csv"), read_table("layouts_2026.csv")]
     rows, unread = [], []
@@ -208,14 +208,14 @@ def _read(row: dict[str, str], asked: str | None) -> Row:
     try:
         part.accelerator.peak_flops(precision)
     except TenfoldError:
-        raise Refused("precision", row["precision"], f"is not what {part.accelerator.name} computes in") from None
+        raise Refused("precision", row["precision"], f"is no precision of {part.accelerator.name}") from None
     layout = fill_in(spec, layout, part, bool(RECOMPUTE[row["act_checkpointing"].strip().lower()]))
     step_s = _step_s(row, spec, layout, part)
     return Row(row["source"], row["model"], spec, layout, part, step_s, precision, number(row, "memory_gib"), said)
 
 
 def read_vtrain(path: Path | None = None) -> Iterator[Row]:
-    """Rows of vTrain's tables (A100, Megatron): `single` keeps activations, `multi` recomputes every layer."""
+    """The rows of vTrain's tables (A100, Megatron-LM): `single` runs without recomputation, `multi` with full recomputation."""
     files = [path] if path else [DATA.joinpath("vtrain_single.csv"), DATA.joinpath("vtrain_multi.csv")]
     for file in files:
         text = file.read_text(encoding="utf-8-sig")

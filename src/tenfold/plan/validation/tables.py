@@ -1,4 +1,4 @@
-"""Tables of measurements: their files, and their cells, each of which is understood or refused."""
+"""Reading of tables of measurements: files, and cells, which are read strictly or refused."""
 
 import csv
 import io
@@ -12,16 +12,16 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import readable
 
 DATA = resources.files("tenfold.plan").joinpath("data/published")
-ASSUMED_STACK = "megatron-lm-2024"  # where a row names none
-LARGEST, MOST = 1e30, 1e9  # figures, whole numbers
-NOTHING = ("", "n/a", "-")
-# A plain number; tables that give a second quantisation or layout have its figure behind it in brackets.
+ASSUMED_STACK = "megatron-lm-2024"  # software of a row that names none
+LARGEST, MOST = 1e30, 1e9  # limits of numbers and of whole numbers
+NOTHING = ("", "n/a", "-")  # empty cells
+# A plain number, which may be followed by that of a second quantisation or layout in brackets.
 NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)(?: \(.*\))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Unread:
-    """A row that no measurement was made of: the line of its file, the column, what stands there, and what is wrong with it."""
+    """A row that could not be read: its line in the file, the column, the cell's text, and what is wrong with it."""
 
     line: int
     column: str
@@ -35,7 +35,7 @@ class Unread:
 
 
 class Refused(Exception):
-    """A cell that is not understood."""
+    """A cell cannot be read."""
 
     def __init__(self, column: str, value: str, why: str) -> None:
         super().__init__(column, value, why)
@@ -43,15 +43,15 @@ class Refused(Exception):
 
 
 def read_table(name: str, path: Path | None = None) -> list[dict[str, str]]:
-    """The rows of `path`, or of the package's own copy of `name`; commas or semicolons, with a byte order mark or without.
+    """The rows of `path`, or of the package's own table `name`. Cells are separated by commas or semicolons.
 
-    Raises TenfoldError where columns of the package's copy are missing, or there is no row.
+    Raises TenfoldError for a missing file, missing columns (those of the package's table), and a table without rows.
     """
     own = csv.DictReader(DATA.joinpath(name).read_text().splitlines())
     if path is None:
         return list(own)
     if not path.is_file():
-        raise TenfoldError(f"There is no table at {path}.")
+        raise TenfoldError(f"There is no file {path}.")
     with readable(path):
         text = path.read_bytes().decode("utf-8-sig")
         head = text.partition("\n")[0]
@@ -60,14 +60,14 @@ def read_table(name: str, path: Path | None = None) -> list[dict[str, str]]:
         rows = [{key: (value or "").strip() for key, value in row.items() if isinstance(key, str)} for row in given]
     missing = [c for c in own.fieldnames or () if c not in (given.fieldnames or ()) and c != "stack"]
     if missing:
-        raise TenfoldError(f"{path} has no column {', '.join(missing)}: it needs those of {name}.")
+        raise TenfoldError(f"{path} has no column {', '.join(missing)}: give all columns of the package's {name}.")
     if not rows:
-        raise TenfoldError(f"{path} has the columns of {name}, but no row.")
+        raise TenfoldError(f"{path} has the columns of {name}, but no row: give a row for each measurement.")
     return rows
 
 
 def number(row: dict[str, str], column: str) -> float | None:
-    """The figure of a cell, above zero; None where it is empty. Raises Refused for anything else."""
+    """The number of a cell, above zero; None where it is empty. Raises Refused for anything else."""
     text = row[column].strip()
     if text.lower() in NOTHING:
         return None
@@ -81,7 +81,7 @@ def number(row: dict[str, str], column: str) -> float | None:
 
 
 def whole(row: dict[str, str], column: str, default: int = 1) -> int:
-    """The whole number of a cell; `default` where it is empty."""
+    """The whole number of a cell; `default` where it is empty. Raises Refused for anything else."""
     value = number(row, column)
     if value is not None and value % 1:
         raise Refused(column, row[column], "must be a whole number")
@@ -91,7 +91,7 @@ def whole(row: dict[str, str], column: str, default: int = 1) -> int:
 
 
 def word(row: dict[str, str], column: str, known: dict[str, Any]) -> Any:
-    """What a cell's word stands for, whatever its case. Raises Refused with the words that are known."""
+    """The value of `known` for a cell's word, in any case. Raises Refused, with the known words, for another."""
     text = row[column].strip().lower()
     if text not in known:
         raise Refused(column, row[column], f"is none of {', '.join(k for k in known if k)}")

@@ -1,4 +1,4 @@
-"""What this plan gets wrong on published runs: step time, ranking, memory, GPU-hours."""
+"""The planner's errors on published runs: step time, ranking of layouts, memory, GPU-hours, carbon."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ from tenfold.plan.costs.environment import card_tco2e
 from tenfold.plan.facts import facts
 from tenfold.plan.validation.hours import Coverage, Hours, coverage, factor, held_out, one_factor, published_hours
 from tenfold.plan.validation.published import Row, read_layouts, read_vtrain
-from tenfold.plan.validation.tables import Unread, read_table
+from tenfold.plan.validation.tables import Refused, Unread, number, read_table
 from tenfold.plan.workload.memory import memory
 from tenfold.plan.workload.step_time import step_time
 from tenfold.spec.errors import TenfoldError
 
-NEAR_BEST = 1.03
-HOURS_BAR_PCT = 20.0
-SHOWN = 3  # groups that the plan ranked wrong, in words
-SEVERAL = 2.0  # times a part's memory, beyond which a row cannot be what ran
+NEAR_BEST = 1.03  # time over the best measured one, up to which the planner's favourite counts as right
+HOURS_BAR_PCT = 20.0  # errors of GPU-hours above this are explained in a remark
+SHOWN = 3  # examples in the remarks
+SEVERAL = 2.0  # planned memory over capacity above which a row is taken to leave out a part of its layout
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def _summary(kind: str, source: str, errors: Iterable[tuple[str, float]]) -> Err
 
 
 def short(source: str) -> str:
-    """The publication alone: no release, no table within it."""
+    """The name of the publication, without the release or the table within it."""
     return source.split("[")[0].split("(")[0].split(" = ")[0].split(";")[0].strip()[:48]
 
 
 def step_errors(rows: Iterable[Row]) -> dict[tuple[str, str], list[tuple[Row, float]]]:
-    """(source, precision) -> rows with the error of their step time in percent."""
+    """(source, precision) -> rows with the errors of their planned step times in percent."""
     found = defaultdict(list)
     for row in rows:
         predicted = step_time(row.spec, row.layout, row.machine).total_s
@@ -57,7 +57,10 @@ def step_errors(rows: Iterable[Row]) -> dict[tuple[str, str], list[tuple[Row, fl
 
 
 def ranking(rows: Iterable[Row], same_batch: bool = False) -> tuple[int, int, list[str]]:
-    """(groups whose favourite is within 3 % of the measured best, groups, the misses in words), by tokens per second."""
+    """(groups whose favourite is within 3 % of the measured best, all groups, the misses in words), by tokens per second.
+
+    A group has several layouts of the same model and GPUs (`Row.group`); its favourite is the fastest as planned.
+    """
     groups = defaultdict(list)
     for row in rows:
         groups[row.group(same_batch)].append(row)
@@ -74,42 +77,46 @@ def ranking(rows: Iterable[Row], same_batch: bool = False) -> tuple[int, int, li
 
 
 def memory_errors(rows: Iterable[Row]) -> list[tuple[Row, float]]:
-    """Rows that report memory, with the error in percent."""
+    """The rows that report memory, with the error of the planned memory in percent."""
     return [
         (row, 100 * (memory(row.spec, row.layout, row.machine).total_gib / row.memory_gib - 1)) for row in rows if row.memory_gib
     ]
 
 
 def card_errors(path: Path | None = None) -> list[tuple[str, float]]:
-    """(model, error in percent) of t CO2e by the rule of the model cards, from GPU-hours and board power."""
+    """(model, error in percent) of t CO2e by the rule of the model cards, from GPU-hours and board power; rows without these
+    figures are left out."""
     known, found = facts("cards")["rules"], []
     for row in read_table("training_runs.csv", path):
-        hours, watts, told = row["gpu_hours"], row["tdp_w_assumed"], row["tco2e_location"]
+        try:
+            hours, watts, told = (number(row, column) for column in ("gpu_hours", "tdp_w_assumed", "tco2e_location"))
+        except Refused:
+            continue
         rule = known.get(row["family"].lower().replace(" ", "-"))
         if rule and hours and watts and told:
-            tonnes = card_tco2e(row["family"], float(hours), rule.get("board_w", float(watts)))
-            found.append((row["model"], 100 * (tonnes / float(told) - 1)))
+            tonnes = card_tco2e(row["family"], hours, rule.get("board_w", watts))
+            found.append((row["model"], 100 * (tonnes / told - 1)))
     return found
 
 
 def hours_misses(runs: list[Hours], errors: list[tuple[str, float]], known: list[Hours]) -> list[str]:
-    """A sentence for every run that is missed by more than 20 % with the factor of the other sources: how far beside the `known`
-    runs, and why."""
+    """A sentence for each run whose hours are wrong by more than 20 % with the factor of the other sources: its factor beside the
+    median of the `known` runs, and the reason."""
     factors = {run.model: run.told / run.planned for run in runs}
     middle, reasons = median(run.told / run.planned for run in known), facts("published_runs")["hours"]
     found = []
     for name, error in errors:
         if abs(error) > HOURS_BAR_PCT:
             more = "more" if factors[name] > middle else "less"
-            reason = reasons.get(name, f"reported hours hold {more} beside the steps than those of most models")
-            words = f"{factors[name]:.2f} times its steps and failures, {more} than the usual {middle:.2f}: {reason}"
+            reason = reasons.get(name, f"the reported hours include {more} beside the steps than those of most models")
+            words = f"{factors[name]:.2f} times the hours of steps and failures, {more} than the median {middle:.2f}: {reason}"
             found.append(f"GPU-hours of {name} ({error:+.0f} %): {words}.")
     return found
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One row beside the plan: measured and planned seconds of a step, and planned memory over what the part has."""
+    """One row beside the plan: measured and planned seconds of a step, and planned memory over the accelerator's capacity."""
 
     source: str
     model: str
@@ -125,7 +132,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Validation:
-    """The table of errors, every row of layouts, the rows that were not read, how well ranges hold, and remarks."""
+    """The table of errors, all rows of layouts, the rows that could not be read, the coverage of ranges, and remarks."""
 
     errors: list[Error]
     rows: list[Measured]
@@ -135,9 +142,9 @@ class Validation:
 
 
 def validate(layouts: Path | None = None, runs: Path | None = None, stack: str | None = None) -> Validation:
-    """What the plan gets wrong on published runs, or on `layouts` and `runs` of the same columns where one is given.
+    """The planner's errors on published runs; where `layouts` or `runs` (tables with the same columns) is given, on those alone.
 
-    `stack` is the software of rows of `layouts` that name none. Raises TenfoldError where no row of a table can be read.
+    `stack` is the software of the rows of `layouts` that name none. Raises TenfoldError where no row of `layouts` can be read.
     """
     rows, unread = read_layouts(layouts, stack) if layouts or not runs else ([], [])
     if layouts and not rows:
@@ -166,28 +173,30 @@ def _measured(row: Row) -> Measured:
 
 
 def _assumed(rows: list[Measured]) -> list[str]:
-    """A sentence on rows whose software nothing names."""
+    """A sentence on the rows whose software is assumed."""
     unsaid = [row for row in rows if not row.stack_said]
     if not unsaid:
         return []
-    return [f"{len(unsaid)} rows name no software and are taken for {unsaid[0].stack}: add a column `stack`, or say --stack."]
+    return [f"{len(unsaid)} rows name no software, so {unsaid[0].stack} is assumed: add a column `stack`, or give --stack."]
 
 
 def _too_large(rows: list[Measured]) -> list[str]:
-    """Rows that ran and would not have by the plan: its memory is wrong there, or the row holds less than what ran."""
+    """Sentences on rows that ran but do not fit by the plan: its memory is wrong, or the row leaves out a part of its layout."""
     far = [row for row in rows if row.memory_of_capacity > SEVERAL]
     short = sum(row.memory_of_capacity > 1 for row in rows)
-    found = [f"Memory: {short} of {len(rows)} rows that ran need more than their part has, by the plan."] * bool(short)
+    found = [f"Memory: by the plan, {short} of {len(rows)} measured rows need more memory than their accelerator has."] * bool(
+        short
+    )
     found += [
-        f"{r.model} on {r.accelerator}, {r.layout}: needs {r.memory_of_capacity:.1f} times the part's memory, so the row does "
-        f"not say all that ran (step {r.error_pct:+.0f} %)."
+        f"{r.model} on {r.accelerator}, {r.layout}: needs {r.memory_of_capacity:.1f} times the accelerator's memory, so the row "
+        f"leaves out a part of its layout (step {r.error_pct:+.0f} %)."
         for r in far[:SHOWN]
     ]
     return found + [f"... and {len(far) - SHOWN} more rows that need several times the memory."] * (len(far) > SHOWN)
 
 
 def _unread_words(unread: list[Unread]) -> list[str]:
-    """Rows that were not read, those of the same reason together."""
+    """Sentences on the rows that could not be read, one for each reason."""
     reasons = defaultdict(list)
     for one in unread:
         reasons[one.column, one.value, one.why].append(one.line)
@@ -200,7 +209,7 @@ def _unread_words(unread: list[Unread]) -> list[str]:
 
 
 def _step_table(rows: Iterable[Row]) -> list[Error]:
-    """Errors of the step time by source, and of all that are not vTrain's, by precision and kind of model."""
+    """Errors of the step time by source, and over all sources but vTrain by precision and kind of model."""
     by_source = step_errors(rows)
     found = []
     for (source, precision), errors in by_source.items():
@@ -221,7 +230,7 @@ def _step_table(rows: Iterable[Row]) -> list[Error]:
 
 
 def _runs_table(path: Path | None) -> tuple[list[Error], list[str], dict[str, Coverage], list[Unread]]:
-    """Errors of GPU-hours and carbon of whole runs, a sentence for each that is far off, and whether ranges hold."""
+    """Errors of GPU-hours and carbon of whole runs, remarks on those that are far off, coverage of ranges, and unread rows."""
     found: list[Error] = []
     remarks: list[str] = []
     ranges: dict[str, Coverage] = {}
@@ -245,18 +254,18 @@ def _runs_table(path: Path | None) -> tuple[list[Error], list[str], dict[str, Co
 def _coverage_words(ours: Coverage, one: Coverage) -> str:
     return (
         f"Ranges: {ours.inside} of {ours.runs} runs ({ours.inside / ours.runs:.0%}) lie in the 80 % range that the other sources "
-        f"give, which is {ours.median_ratio:.2f} times as high as low (median); interval score {ours.score:.2f}, of one factor for "
-        f"all {one.score:.2f}."
+        f"give, whose high end is {ours.median_ratio:.2f} times the low end (median); interval score {ours.score:.2f}, with one "
+        f"factor for all {one.score:.2f}."
     )
 
 
 def _ranking_words(rows: list[Row]) -> list[str]:
-    """How often the favourite is nearly the best, and the first groups where it is not."""
+    """Sentences on how often the planner's favourite is nearly the best, and on the first groups where it is not."""
     remarks: list[str] = []
     for same_batch, of_what in ((False, "model and GPUs"), (True, "model, GPUs and global batch")):
         held, groups, misses = ranking(rows, same_batch)
         if groups:
             share = f"{held} of {groups} groups of the same {of_what} ({held / groups:.0%})"
-            remarks.append(f"Ranking: the favourite is within 3 % of the measured best in {share}.")
+            remarks.append(f"Ranking: the planner's favourite layout is within 3 % of the measured best in {share}.")
             remarks += misses[:SHOWN] + [f"... and {len(misses) - SHOWN} more groups."] * (len(misses) > SHOWN)
     return remarks

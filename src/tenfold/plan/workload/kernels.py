@@ -1,4 +1,4 @@
-"""How long single operations take on one GPU and between GPUs: roofline, tiles and waves, rings."""
+"""The time of single operations: matrix products (tiles and waves), memory-bound kernels, attention, collectives."""
 
 import math
 from functools import lru_cache
@@ -6,17 +6,17 @@ from functools import lru_cache
 from tenfold.plan.workload.machine import Machine
 
 TILES = ((256, 128, 1.0), (128, 128, 0.93), (128, 64, 0.8), (64, 64, 0.6))  # (rows, columns, share of the best rate)
-BLOCK = 128  # tokens on a side of an attention kernel's blocks
-OPERAND_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.5625}  # of a value in a product; fp4 has a scale in 8 bits for each 16 (NVFP4)
+BLOCK = 128  # tokens per side of an attention kernel's blocks
+OPERAND_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp4": 0.5625}  # per value of a product's operand; NVFP4 has an 8-bit scale per 16 values
 
 
 @lru_cache(maxsize=200_000)
 def matmul_s(m: int, n: int, k: int, machine: Machine, dtype: str = "bf16") -> float:
     """Seconds of one product (m, k) x (k, n).
 
-    The output is cut into tiles, dealt to the processors in waves; the last wave may be half empty. Every tile pays for
-    filling its pipeline (`fill_k`), few tiles may be split along k. The best tile size counts, and never less than
-    the time to move the operands.
+    The output is cut into tiles, which the processors compute in waves; the last wave may be partly empty. Each tile also takes
+    the time to fill its pipeline (`fill_k`); where there are few tiles, they may be split along k. The fastest tile size counts,
+    but not less than the time to move the operands.
     """
     c = machine.constants
     rate = machine.matmul_flops(dtype) / c.units
@@ -33,14 +33,14 @@ def matmul_s(m: int, n: int, k: int, machine: Machine, dtype: str = "bf16") -> f
 
 
 def moved_s(bytes_moved: float, machine: Machine, kernels: int = 1) -> float:
-    """Seconds of `kernels` element-wise kernels that move so many bytes in all."""
+    """Seconds of `kernels` element-wise kernels that move `bytes_moved` in total."""
     return bytes_moved / machine.memory_bytes_per_s + kernels * machine.constants.kernel_s
 
 
 def fused_attention_s(heads: float, queries: float, keys: float, head_dim: int, machine: Machine) -> tuple[float, float]:
-    """(forward, backward) seconds of a fused kernel over `heads` (times sequences), `keys` attended on average.
+    """(forward, backward) seconds of a fused attention kernel over `heads` (times sequences), each query over `keys` on average.
 
-    The backward pass does five products to the forward's two. Half a block more is computed than the diagonal needs.
+    The backward pass has five products, the forward pass two. Blocks on the diagonal are computed whole, which adds half a block.
     """
     flops = 4.0 * heads * queries * (keys + BLOCK / 2) * head_dim
     rate = machine.accelerator.peak_flops("bf16") * machine.constants.attention_efficiency * machine.stack.attention
@@ -51,9 +51,9 @@ def fused_attention_s(heads: float, queries: float, keys: float, head_dim: int, 
 
 
 def unfused_attention_s(heads: float, tokens: int, head_dim: int, machine: Machine) -> tuple[float, float]:
-    """(forward, backward) seconds with the whole square of scores in memory, `heads` of `tokens` each.
+    """(forward, backward) seconds of attention with all scores in memory, for `heads` of `tokens` each.
 
-    Forward 13 bytes a score (product, masked softmax, dropout with its mask, product), backward 19.
+    The forward pass moves 13 bytes per score (product, masked softmax, dropout with its mask, product), the backward pass 19.
     """
     scores = heads * tokens * tokens
     flops = 4.0 * scores * head_dim / (machine.matmul_flops("bf16") * head_dim / (head_dim + machine.constants.fill_k))
@@ -63,10 +63,10 @@ def unfused_attention_s(heads: float, tokens: int, head_dim: int, machine: Machi
 
 @lru_cache(maxsize=50_000)
 def ring_s(bytes_whole: float, ranks: int, stride: int, machine: Machine) -> float:
-    """Seconds of an all-gather or reduce-scatter of `bytes_whole` over `ranks` that are `stride` ranks apart.
+    """Seconds of a ring all-gather or reduce-scatter of `bytes_whole` over `ranks` that are `stride` ranks apart.
 
-    (n - 1) / n of the bytes pass every link. Within a scale-up domain a rank has its own link; a ring that leaves it
-    has the network cards of the members that share a domain. An all-reduce is two of these.
+    Each link carries (n - 1) / n of the bytes. Within a scale-up domain each rank has its own link; a ring over several domains
+    uses the network cards of all its ranks in a domain. An all-reduce takes twice as long.
     """
     if ranks <= 1:
         return 0.0
@@ -82,9 +82,9 @@ def ring_s(bytes_whole: float, ranks: int, stride: int, machine: Machine) -> flo
 
 
 def all_to_all_s(bytes_sent: float, ranks: int, stride: int, machine: Machine, copies: int = 1) -> float:
-    """Seconds in which every rank sends `bytes_sent` in equal parts to all: what leaves the domain goes by its own card.
+    """Seconds of an all-to-all in which each rank sends `bytes_sent` in equal parts to all, outside of the domain by its own card.
 
-    Where a token is sent in `copies`, those for one domain leave as one and part within it.
+    Where a token is sent to `copies` ranks, one copy is sent to each other domain and is distributed there.
     """
     if ranks <= 1:
         return 0.0
@@ -98,7 +98,7 @@ def all_to_all_s(bytes_sent: float, ranks: int, stride: int, machine: Machine, c
 
 
 def point_to_point_s(bytes_sent: float, stride: int, machine: Machine) -> float:
-    """Seconds to hand `bytes_sent` to the rank `stride` away."""
+    """Seconds to send `bytes_sent` to the rank that is `stride` ranks away."""
     c = machine.constants
     if stride < c.domain_gpus:
         return bytes_sent / machine.scaleup_bytes_per_s + c.scaleup_latency_s

@@ -1,4 +1,4 @@
-"""The time of one layer and of the output head for one micro-batch, from their products, bytes and collectives."""
+"""The time of one layer and of the output head for one micro-batch, from their matrix products, bytes and collectives."""
 
 import math
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ from tenfold.spec.model import ModelSpec
 
 KERNELS_FORWARD = 22  # kernels of one dense layer: 6 products, 2 norms, rotations, residuals, activation, attention
 KERNELS_BACKWARD = 40
-KERNELS_HEAD = 40  # embedding, last norm, output head and loss, both ways
-KERNELS_COLLECTIVE = 2  # one launch each of the two collectives of a layer and way
-HIDES = 0.5  # share of the products that an exchange between experts may run beside
-# Of a value that is cast for products: read in 16 bits, written once by rows and once by columns; in 4 bits read once more, for
+KERNELS_HEAD = 40  # embedding, last norm, output head and loss, forward and backward
+KERNELS_COLLECTIVE = 2  # launches of the two collectives of a layer, per direction
+HIDES = 0.5  # share of the matrix products behind which the all-to-all of experts can be hidden
+# Bytes moved to cast a value for products: read in 16 bits, written once by rows and once by columns; fp4 reads it once more, for
 # the scale of the whole tensor.
 CAST_BYTES = {"bf16": 0.0, "fp8": 4.0, "fp4": 5.125}
 
 
 class Part(NamedTuple):
-    """What of a layout the time of a layer depends on: rows that go together, and the ranks that share them."""
+    """The parts of a layout on which the time of a layer depends; `rows` are the sequences of a micro-batch."""
 
     tp: int
     cp: int
@@ -45,12 +45,12 @@ class Part(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens whose hidden states a tensor parallel group has."""
+        """Tokens of a micro-batch in a tensor parallel group."""
         return self.rows * _share(self.seq_len, self.cp)
 
 
 class LayerKind(NamedTuple):
-    """Layers that take equally long: routed or not, with so many keys that a query attends to on average."""
+    """Layers of equal time: with experts or without, and with the mean number of `keys` that a query attends to."""
 
     expert: bool
     keys: float
@@ -80,12 +80,12 @@ class LayerTime:
 
     @property
     def forward_s(self) -> float:
-        """The forward pass on the device, without what is sent."""
+        """Seconds of the forward pass without communication."""
         return self.matmul.forward + self.attention.forward + self.pointwise.forward
 
 
 def _products(shapes: list[tuple[int, int, int]], machine: Machine, dtype: str) -> Ways:
-    """Matrix products (tokens, outputs, inputs): backward by input and by weight."""
+    """Seconds of matrix products of shapes (tokens, outputs, inputs), and of their gradients by input and by weight."""
     forward = sum(matmul_s(m, n, k, machine, dtype) for m, n, k in shapes)
     backward = sum(matmul_s(m, k, n, machine, dtype) + matmul_s(k, n, m, machine, dtype) for m, n, k in shapes)
     if cast := CAST_BYTES[dtype]:
@@ -96,7 +96,7 @@ def _products(shapes: list[tuple[int, int, int]], machine: Machine, dtype: str) 
 
 @lru_cache(maxsize=100)
 def last_of(ranks: int) -> float:
-    """How much later than the mean the last of `ranks` comes, in standard deviations of a normal spread (Blom 1958)."""
+    """The expected maximum of `ranks` standard normal values (Blom 1958): how much later than the mean the last rank is."""
     return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
 
 
@@ -106,7 +106,8 @@ def _share(value: int, ranks: int) -> int:
 
 @dataclass(frozen=True)
 class _Routed:
-    """The routed experts of a layer on one GPU: seconds of their products, and tokens that its fullest rank works on."""
+    """The routed experts of a layer on one GPU: seconds of their products, the `fullest` rank's tokens over the mean, and the
+    tokens (times experts per token) of that rank."""
 
     products: Ways
     fullest: float
@@ -114,7 +115,7 @@ class _Routed:
 
 
 def _routed(spec: ModelSpec, part: Part, machine: Machine) -> _Routed:
-    """Where experts are whole (`etp` 1), each tensor parallel rank routes its own share of the tokens."""
+    """The routed experts of the fullest rank. With whole experts (`etp` 1) each tensor parallel rank routes its own tokens."""
     stack, local = machine.stack, max(1, spec.n_experts // part.ep)
     own = part.tokens * part.etp / part.tp
     fullest = 1 + stack.imbalance * last_of(part.ep) / local**0.5  # the fullest rank's tokens over the mean
@@ -129,7 +130,7 @@ def _routed(spec: ModelSpec, part: Part, machine: Machine) -> _Routed:
 
 @lru_cache(maxsize=20_000)
 def layer_time(spec: ModelSpec, kind: LayerKind, part: Part, machine: Machine) -> LayerTime:
-    """One layer for the rows of one micro-batch."""
+    """The time of one layer of a kind for one micro-batch."""
     stack, tp, h, d = machine.stack, part.tp, spec.dim, spec.head_dim
     heads, kv_heads = _share(spec.n_heads, tp), _share(spec.n_kv_heads, tp)
     ffn = spec.ffn_dim if not kind.expert else spec.expert_ffn_dim * spec.n_shared_experts
@@ -144,14 +145,14 @@ def layer_time(spec: ModelSpec, kind: LayerKind, part: Part, machine: Machine) -
         exchange = _exchange(spec, part, routed.tokens, products.plus(routed.products), machine)
         products = products.plus(routed.products)
         sent_on = routed.tokens / part.tokens
-        per_token += 6 * sent_on * spec.expert_ffn_dim / part.etp + 2 * 4 * sent_on * h  # put in order for experts and back
+        per_token += 6 * sent_on * spec.expert_ffn_dim / part.etp + 2 * 4 * sent_on * h  # sorted by expert, and back
     moved = stack.pointwise * part.tokens * per_token
     if stack.fused_attention:
         attention = Ways(*fused_attention_s(part.rows * heads, part.seq_len / part.cp, kind.keys, d, machine))
     else:
         attention = Ways(*unfused_attention_s(part.rows * heads, part.seq_len, d, machine))
     gathered = 2 * ring_s(2.0 * part.tokens * h, tp, 1, machine)  # an all-reduce, or an all-gather and a reduce-scatter
-    passes = 1 if kind.expert and part.etp < tp else 2  # whole experts see their tokens where these are
+    passes = 1 if kind.expert and part.etp < tp else 2  # whole experts need no collective of the tensor parallel ranks
     tensor = passes * ((1 - stack.hidden_tp) * gathered + stack.skew_s * last_of(tp))
     context = ring_s(4.0 * part.rows * part.seq_len * kv_heads * d, part.cp, tp, machine)
     hidden = attention.forward * 0.8
@@ -170,7 +171,7 @@ def layer_time(spec: ModelSpec, kind: LayerKind, part: Part, machine: Machine) -
 
 
 def _exchange(spec: ModelSpec, part: Part, tokens: float, products: Ways, machine: Machine) -> Ways:
-    """Seconds in which tokens go to their experts and back, but for what runs beside the layer's products."""
+    """Seconds of the all-to-alls to the experts and back that are not hidden behind the layer's products."""
     stack = machine.stack
     sent = tokens * spec.dim * 2.0 / (part.etp if stack.sequence_parallel else 1)
     both = 2 * all_to_all_s(sent, part.ep, part.etp, machine, spec.experts_per_token)
@@ -179,7 +180,7 @@ def _exchange(spec: ModelSpec, part: Part, tokens: float, products: Ways, machin
 
 @lru_cache(maxsize=20_000)
 def head_time(spec: ModelSpec, part: Part, machine: Machine) -> float:
-    """Seconds of the output head and the loss of one micro-batch, forward and backward."""
+    """Seconds of the output head and the loss for one micro-batch, forward and backward."""
     tokens, columns = part.tokens, _share(spec.vocab_size, part.tp)
     products = _products([(tokens, columns, spec.dim)], machine, "bf16")
     scores = tokens * columns

@@ -1,4 +1,4 @@
-"""The constants of machines and of training software, from `plan/data/constants.toml`: each with its source there."""
+"""The constants of accelerators and of training software, from `plan/data/constants.toml`, which gives their sources."""
 
 import re
 from dataclasses import dataclass, fields, replace
@@ -9,16 +9,16 @@ from tenfold.plan.facts import facts
 from tenfold.spec.accelerator import Accelerator, accelerator
 from tenfold.spec.errors import TenfoldError, nearest
 
-H100_MEASURED_SHARE = 794.5 / 989  # of the data sheet's rate, accelerators.csv
+H100_MEASURED_SHARE = 794.5 / 989  # measured bf16 rate over the data sheet's, from accelerators.csv
 
 
 @dataclass(frozen=True)
 class Constants:
-    """At most twelve per accelerator. Efficiencies are shares of the data sheet's rate, at most 1.
+    """The constants of an accelerator and its network. Efficiencies are shares of the data sheet's rate, at most 1.
 
-    `units`: processors that a matrix product's tiles are dealt to. `fill_k`: the depth of a product whose time the
-    filling of a tile's pipeline costs. `kernel_s`: the least time of a kernel on the device. Rates of links are per GPU
-    and direction; `domain_gpus` is how many GPUs the scale-up network joins.
+    `units`: processors (SMs) over which the tiles of a matrix product are distributed. `fill_k`: the time to fill a tile's
+    pipeline, as the inner dimension of a product that takes as long. `kernel_s`: the shortest time of a kernel on the device.
+    Rates of links are per GPU and direction; `domain_gpus` is the number of GPUs joined by the scale-up network.
     """
 
     units: int
@@ -37,68 +37,53 @@ class Constants:
 
 @dataclass(frozen=True)
 class Stack:
-    """What the training software does, whatever the accelerator.
+    """The behaviour of training software, on any accelerator.
 
-    `fused_attention`: no score matrix in memory. `sequence_parallel`: tensor parallel ranks also share norms and residuals.
-    `pointwise`: bytes moved by element-wise kernels, relative to one kernel per operation. `attention` and `grouped`: rate of
-    its attention kernel and of its products over many experts, relative to the best known on the accelerator. `fp4`: share of
-    the data sheet's rate that products in 4 bits reach, relative to others' share. `products_again`: share of the matrix
-    products that selective recompute works out again. `imbalance`: relative spread of the tokens of an expert. `dispatch_s`:
-    host time per kernel. `gap_s`: time between two kernels in which the device waits all the same. `skew_s`: spread of the
-    times at which tensor parallel ranks come to a collective. `hidden_*`: share of a collective that runs behind compute where
-    there is enough of it. `gradient_bytes`: bytes per gradient that is reduced. `weight_bytes`: bytes of a weight in a rank's
-    share, 4 where that is the optimizer's own copy. `kept_by_experts`: inputs that full recompute keeps of a layer of experts.
-    `own_trainer`: Tenfold's, which takes scores in chunks; has embedding, head and shared experts whole on every tensor
-    parallel rank, and the tables gathered through the step; keeps the inputs of tensor parallel products as they were gathered;
-    and in a pipeline keeps all weights gathered, and their gradients whole, through the step. `step_s`: host work per step.
-    `straggler`: share of the step lost each time the number of GPUs doubles beyond a node. `score_bytes`: of a score of the
-    vocabulary (12: in 16 bits, its copy in 32, and the gradients of both). `weight_copies`: bytes of a weight that are kept
-    beside it for products in 8 bits, less in 4. `gated`: feed-forwards are Llama's, of three matrices; otherwise GPT's of two,
-    which a shape gives as a gated one of as many weights. `offloads`: what full recompute keeps waits in the host's memory.
-    `graph_gib`: what the pools of captured graphs hold. What a table's empty cells mean: `interleaves`: a pipeline has virtual
-    stages of one layer, not one stage a rank; `accumulates`: as many rows as are fastest go through the model together
-    (Megatron has no default), not all rows of a rank; `recompute`: the activation checkpointing, where it is not as little as
-    fits.
+    `own_trainer` is Tenfold's trainer. It computes the loss in chunks of tokens. Embedding, head and shared experts are whole on
+    each tensor parallel rank, and both tables stay gathered during the step. The inputs of tensor parallel products are kept as
+    gathered. In a pipeline, all weights stay gathered and their gradients whole during the step.
     """
 
     name: str = ""
-    fused_attention: bool = True
-    sequence_parallel: bool = True
-    pointwise: float = 1.0
-    attention: float = 1.0
-    grouped: float = 0.8
-    fp4: float = 0.64
-    products_again: float = 0.0
-    imbalance: float = 0.15
-    dispatch_s: float = 6e-6
-    gap_s: float = 0.0
-    skew_s: float = 0.0
-    hidden_tp: float = 0.0
+    fused_attention: bool = True  # no score matrix in memory
+    sequence_parallel: bool = True  # tensor parallel ranks also share norms and residuals
+    pointwise: float = 1.0  # bytes moved by element-wise kernels, relative to one kernel per operation
+    attention: float = 1.0  # rate of the attention kernel, relative to the best known on the accelerator
+    grouped: float = 0.8  # rate of the experts' grouped products, relative to the best known on the accelerator
+    fp4: float = 0.64  # efficiency of products in 4 bits, relative to that of others
+    products_again: float = 0.0  # share of the matrix products that selective recomputation repeats
+    imbalance: float = 0.15  # relative standard deviation of the tokens of an expert
+    dispatch_s: float = 6e-6  # host time per kernel
+    gap_s: float = 0.0  # time between two kernels in which the device waits, however fast the host is
+    skew_s: float = 0.0  # standard deviation of the times at which tensor parallel ranks reach a collective
+    hidden_tp: float = 0.0  # hidden_*: share of the communication that is hidden behind compute, where there is enough compute
     hidden_ep: float = 0.0
     hidden_dp: float = 0.9
     hidden_pp: float = 0.5
-    gradient_bytes: float = 4.0
-    weight_bytes: float = 2.0
-    kept_by_experts: float = 1.0
+    gradient_bytes: float = 4.0  # bytes per gradient that is reduced
+    weight_bytes: float = 2.0  # bytes per weight in a rank's shard; 4 where the shard is also the optimizer's copy
+    kept_by_experts: float = 1.0  # inputs that full recomputation keeps of a layer with experts
     own_trainer: bool = False
-    optimizer_bytes: float = 40.0
-    step_s: float = 5e-3
-    straggler: float = 0.005
-    score_bytes: float = 12.0
-    weight_copies: float = 0.0
-    gated: bool = True
-    offloads: bool = False
-    graph_gib: float = 0.0
-    interleaves: bool = False
-    accumulates: bool = True
-    recompute: str = ""
+    optimizer_bytes: float = 40.0  # bytes moved per parameter in the optimizer's step
+    step_s: float = 5e-3  # host work per step
+    straggler: float = 0.005  # share of the step lost with each doubling of the GPUs beyond a scale-up domain
+    score_bytes: float = 12.0  # per logit; 12: in 16 bits, a copy in 32 bits, and the gradients of both
+    weight_copies: float = 0.0  # bytes per weight kept in addition for products in 8 bits; in 4 bits proportionally less
+    gated: bool = True  # Llama's feed-forward of three matrices; otherwise GPT's of two (its shape: a gated one of as many weights)
+    offloads: bool = False  # what full recomputation keeps is moved to the host's memory
+    graph_gib: float = 0.0  # memory pools of captured graphs
+    # The meaning of empty cells in a table of measurements:
+    interleaves: bool = False  # a pipeline has virtual stages of one layer each; otherwise one stage per rank
+    accumulates: bool = True  # the fastest micro-batch (Megatron has no default); otherwise all sequences of a rank at once
+    recompute: str = ""  # the activation checkpointing; empty: as little as fits
 
 
 @dataclass(frozen=True)
 class Machine:
-    """An accelerator, its constants, and the software that drives it.
+    """An accelerator, its constants, and the training software.
 
-    `buildings` share the GPUs evenly; only data parallel ranks meet across them, at `between_gb_per_s` per GPU and direction.
+    The GPUs are spread evenly over `buildings`; only data parallel ranks communicate between them, at `between_gb_per_s` per GPU
+    and direction.
     """
 
     accelerator: Accelerator
@@ -109,7 +94,7 @@ class Machine:
     between_gb_per_s: float = 0.0
 
     def matmul_flops(self, dtype: str) -> float:
-        """FLOP/s of a large matrix product."""
+        """FLOP/s of a large matrix product in `dtype`. Raises TenfoldError where the accelerator has no rate for it."""
         share = self.constants.matmul_efficiency * (self.stack.fp4 if dtype == "fp4" else 1.0)
         return self.accelerator.peak_flops(dtype) * share
 
@@ -128,7 +113,7 @@ class Machine:
 
 @cache
 def stacks() -> dict[str, Stack]:
-    """Training software by name and version; a table with `as` has what another one has, but for what it says itself."""
+    """Training software by name and version. A table with `as` inherits the values of the table that it names."""
     tables = facts("constants")["stacks"]
 
     def whole(name: str) -> dict[str, Any]:
@@ -139,20 +124,22 @@ def stacks() -> dict[str, Stack]:
 
 
 def stack(name: str) -> Stack:
-    """The software `NAME-VERSION`: that version, or the newest known before it, or the first. Raises TenfoldError with the
-    nearest name where the software is unknown."""
+    """The software `NAME-VERSION`: that version, or the newest known before it, or the oldest known.
+
+    Raises TenfoldError, with the nearest name, for unknown software.
+    """
     known, (software, version) = stacks(), _version(name)
     if name in known:
         return known[name]
     versions = sorted((_version(k)[1], k) for k in known if _version(k)[0] == software and _version(k)[1])
     if not versions:
-        raise TenfoldError(f"There is no software stack {name!r}{nearest(name, known)}: name {', '.join(known)}.")
+        raise TenfoldError(f"There is no software stack {name!r}{nearest(name, known)}: name one of {', '.join(known)}.")
     before = [k for v, k in versions if not version or v <= version]
     return known[before[-1] if before else versions[0][1]]
 
 
 def _version(name: str) -> tuple[str, tuple[int, ...]]:
-    """`megatron-bridge-26.02` as its name and (26, 2)."""
+    """The name and the version of a stack: ("megatron-bridge", (26, 2)) of `megatron-bridge-26.02`; () without a version."""
     software, _, version = name.lower().rpartition("-")
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)*", version):
         return name.lower(), ()
@@ -160,9 +147,10 @@ def _version(name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def machine(name: str, stack_name: str = "tenfold", **changes: Any) -> Machine:
-    """A machine by the key of its accelerator. `changes` replace constants (as another network's rate).
+    """A machine by the key of its accelerator and the name of its software.
 
-    An accelerator without constants of its own takes those that `constants.toml` gives for all, and says so.
+    `changes` replace constants or fields of the accelerator; `limit_w` is a power limit, which also lowers the rate of matrix
+    products. An accelerator without constants of its own has those of the table `any`. Raises TenfoldError for unknown names.
     """
     sheet = {f.name for f in fields(Accelerator)}
     part = replace(accelerator(name), **{k: v for k, v in changes.items() if k in sheet})
@@ -175,6 +163,6 @@ def machine(name: str, stack_name: str = "tenfold", **changes: Any) -> Machine:
     if "matmul_efficiency" not in {**own, **changes} and part.measured_bf16_tflops:
         share *= part.measured_bf16_tflops / part.bf16_tflops / H100_MEASURED_SHARE
     if "limit_w" in changes and part.tdp_w:
-        share *= (changes["limit_w"] / part.tdp_w) ** (1 / 3)  # dynamic power goes with the cube of the clock
+        share *= (changes["limit_w"] / part.tdp_w) ** (1 / 3)  # dynamic power is proportional to the cube of the clock
     constants = replace(constants, matmul_efficiency=min(1.0, share))
     return Machine(part, constants, stack(stack_name), str(merged.get("source", "")))

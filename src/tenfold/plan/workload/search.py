@@ -1,4 +1,4 @@
-"""The search for the best layout: of all that can be built and fit, the one with the most tokens per second."""
+"""The search for the best layout: of those that can be built and fit in memory, the one with the most tokens per second."""
 
 import math
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from tenfold.spec.model import ModelSpec
 RECOMPUTE: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")
 TENSOR = CONTEXT = (1, 2, 4, 8, 16, 32)
 MICRO_BATCHES = (1, 2, 4, 8, 16)
-LEAST_CONTEXT = 2048  # tokens of a row that a context parallel rank has at least
-BATCH_MAY_CHANGE = 0.25  # how far the global batch may be rounded so that it divides
-MOST_IDLE = 1.3  # the layers of a full stage over those of a mean one
+LEAST_CONTEXT = 2048  # least tokens of a sequence per context parallel rank
+BATCH_MAY_CHANGE = 0.25  # largest relative change of the global batch, so that it divides over the ranks
+MOST_IDLE = 1.3  # largest ratio of the layers in a full stage to the mean over stages
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout that fits, its memory, its time, and (but for the best) why it loses."""
+    """A layout that fits, its memory and its time; for all but the best, how much slower it is and why (`loses_by`)."""
 
     layout: Layout
     memory: Memory
@@ -37,7 +37,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Search:
-    """The best layout, the next nine, and what would have to be true for the second to win."""
+    """The best layout, up to nine of the next, a sentence on what would make the second win, and how many were tried and fit."""
 
     best: Candidate
     others: list[Candidate]
@@ -53,7 +53,7 @@ def divisors(n: int) -> list[int]:
 
 
 def layouts(spec: ModelSpec, gpus: int, machine: Machine, asked: Layout) -> Iterator[Layout]:
-    """All layouts worth a look that can be built, without activation checkpointing; `asked` gives batch, seq_len and dtype."""
+    """The candidate layouts that can be built, without activation checkpointing; `asked` gives batch, seq_len and dtype."""
     for base in _meshes(spec, gpus, machine, asked):
         for sharded in _shardings(spec, base, machine):
             for layout in _batches(spec, sharded, asked.global_batch):
@@ -79,10 +79,10 @@ def _meshes(spec: ModelSpec, gpus: int, machine: Machine, asked: Layout) -> Iter
 
 
 def _shardings(spec: ModelSpec, base: Layout, machine: Machine) -> Iterator[Layout]:
-    """What is sharded over which data parallel ranks, and over which ranks experts are divided."""
+    """For a mesh, the choices of ZeRO stage, of shards and replicas, and of expert parallel ranks."""
     dp, domain, own = base.dp, machine.constants.domain_gpus, machine.stack.own_trainer
     shards = [dp]
-    if own and base.tp > 1:  # shares of matrices that are cut twice must be equal
+    if own and base.tp > 1:  # matrices divided over both TP and FSDP ranks must divide evenly
         shards = [max(d for d in divisors(dp) if spec.dim % (d * base.cp) == 0 or d == 1)]
     inside = domain // (base.tp * base.cp)
     if base.pp == 1 and 1 < inside < shards[0] and dp % inside == 0:
@@ -98,10 +98,10 @@ def _shardings(spec: ModelSpec, base: Layout, machine: Machine) -> Iterator[Layo
 
 
 def _batches(spec: ModelSpec, base: Layout, global_batch: int) -> Iterator[Layout]:
-    """Micro-batches and virtual stages, with the global batch rounded so that they divide it."""
+    """For a sharding, the choices of micro-batch and virtual stages, with the global batch rounded to a multiple."""
     stages = math.ceil(spec.n_layers / base.pp)
     virtual = [1] if base.pp == 1 else sorted({v for v in (1, 2, stages // 2, stages) if v and stages % v == 0})
-    for micro_batch, fill in product(MICRO_BATCHES, {1, base.pp}):  # rows that fill a pipeline, where the batch allows
+    for micro_batch, fill in product(MICRO_BATCHES, {1, base.pp}):  # also a multiple of PP micro-batches, which fill a pipeline
         unit = base.dp * micro_batch * fill
         batch = max(1, round(global_batch / unit)) * unit
         if abs(batch / global_batch - 1) > BATCH_MAY_CHANGE:
@@ -114,7 +114,7 @@ def _batches(spec: ModelSpec, base: Layout, global_batch: int) -> Iterator[Layou
 
 
 def least_recompute(spec: ModelSpec, layout: Layout, machine: Machine) -> tuple[Layout, Memory]:
-    """The layout with as little activation checkpointing as fits; with all of it where nothing does."""
+    """The layout with as little activation checkpointing as fits in memory (`full` where none fits), and its memory."""
     for recompute in RECOMPUTE:
         chosen = layout.replace(activation_checkpointing=recompute)
         needed = memory(spec, chosen, machine)
@@ -125,8 +125,7 @@ def least_recompute(spec: ModelSpec, layout: Layout, machine: Machine) -> tuple[
 
 @lru_cache(maxsize=256)
 def fastest_pass(spec: ModelSpec, machine: Machine, seq_len: int, global_batch: int, dtype: str) -> float:
-    """Tokens per second and GPU that no layout passes: of all ways to divide a layer the fastest, without bubble or traffic
-    between replicas."""
+    """An upper bound of the tokens per second and GPU: the fastest division of a layer, without bubble or data parallel traffic."""
     asked, best = Layout(seq_len=seq_len, global_batch=global_batch, dtype=dtype), 0.0
     experts = divisors(spec.n_experts) if spec.n_experts else [1]
     for tp, cp, ep, micro_batch in product(TENSOR, CONTEXT, experts, MICRO_BATCHES):
@@ -139,8 +138,12 @@ def fastest_pass(spec: ModelSpec, machine: Machine, seq_len: int, global_batch: 
 
 @lru_cache(maxsize=4096)
 def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global_batch: int, dtype: str = "bf16") -> Search:
-    """The fastest layouts of `spec` on `gpus`. Raises TenfoldError that says what binds where none fits."""
-    machine.accelerator.peak_flops(dtype)
+    """The fastest layouts of `spec` on exactly `gpus` GPUs.
+
+    Raises TenfoldError where no layout divides the GPUs and the batch, where none fits (with what is short), and where the
+    accelerator does not compute in `dtype`.
+    """
+    machine.accelerator.peak_flops(dtype)  # raises where the accelerator has no rate for it
     tried, fitting, nearest_miss = 0, [], None
     for open_layout in layouts(spec, gpus, machine, Layout(seq_len=seq_len, global_batch=global_batch, dtype=dtype)):
         tried += 1
@@ -168,7 +171,7 @@ def search(spec: ModelSpec, gpus: int, machine: Machine, *, seq_len: int, global
 
 
 def _different(candidates: list[Candidate]) -> list[Candidate]:
-    """The first of each kind: layouts of a kind divide model and experts over the same ranks."""
+    """The first candidate of each kind; layouts of a kind divide the model and its experts over the same ranks."""
     first: dict[tuple[Any, ...], Candidate] = {}
     for candidate in candidates:
         lay = candidate.layout
@@ -177,26 +180,26 @@ def _different(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def _more_than(best: Candidate, other: Candidate) -> dict[str, float]:
-    """By how many seconds each part of a step of `other` is longer, at as many tokens as a step of the best."""
+    """By how many seconds each part of a step of `other` is longer, for the tokens of the best layout's step."""
     scale = best.layout.tokens_per_step / other.layout.tokens_per_step
     mine, theirs = best.step_time.parts(), other.step_time.parts()
     return {name: theirs[name] * scale - mine[name] for name in mine}
 
 
 def _against(best: Candidate, other: Candidate) -> Candidate:
-    """The candidate with how much slower it is, the part that costs it most, and the part in which it gains most."""
+    """The candidate with how much slower it is, the part of a step in which it loses most, and that in which it gains most."""
     more = _more_than(best, other)
     worst, least = max(more, key=more.__getitem__), min(more, key=more.__getitem__)
     reason = f"{worst.replace('_', ' ')} +{more[worst]:.3g} s"
     if more[least] < -0.001 * best.step_time.total_s:
         reason += f", {least.replace('_', ' ')} -{-more[least]:.3g} s"
-    return replace(other, slower_pct=100 * (best.tokens_per_s / other.tokens_per_s - 1), loses_by=f"{reason} a step")
+    return replace(other, slower_pct=100 * (best.tokens_per_s / other.tokens_per_s - 1), loses_by=f"{reason} per step")
 
 
 LEVERS = {
     "tensor_parallel": "the scale-up network", "data_parallel": "the scale-out network", "pipeline": "the scale-out network",
     "expert_parallel": "the network between experts", "context_parallel": "the network of CP", "matmul": "its matrix products",
-    "optimizer": "memory bandwidth", "recompute": "recomputation (or memory, to do without)", "bubble": "the pipeline's fill",
+    "optimizer": "memory bandwidth", "recompute": "recomputation", "bubble": "the filling of the pipeline",
 }  # fmt: skip
 
 
@@ -225,15 +228,15 @@ def _what_divides(gpus: int, machine: Machine, global_batch: int) -> str:
 
 
 def _what_binds(spec: ModelSpec, gpus: int, machine: Machine, layout: Layout, needed: Memory) -> str:
-    """Which part of memory is short, by how much, and what would fix it."""
+    """A sentence on which part of the memory is too large, by how much, and what to do."""
     state = needed.parameters_gib + needed.gradients_gib + needed.optimizer_gib
     if state > needed.activations_gib:
-        binds = "its state binds"
-        fix = "more GPUs, or parts with more memory"
+        largest = "most of it for weights, gradients and optimizer"
+        fix = "more GPUs, or accelerators with more memory"
     else:
-        binds = "its activations bind"
-        fix = "a shorter sequence, more context parallel ranks (more GPUs), or parts with more memory"
+        largest = "most of it for activations"
+        fix = "a shorter sequence, more context parallel ranks (more GPUs), or accelerators with more memory"
     return (
-        f"{spec.name} does not fit on {gpus:,} x {machine.accelerator.name}: even {layout.words()} is short by "
-        f"{needed.short_gib:.0f} GiB of {needed.capacity_gib:.0f} ({binds}); take {fix}."
+        f"{spec.name} does not fit on {gpus:,} x {machine.accelerator.name}: even {layout.words()} needs "
+        f"{needed.short_gib:.0f} GiB more than the {needed.capacity_gib:.0f} GiB of a GPU, {largest}; take {fix}."
     )

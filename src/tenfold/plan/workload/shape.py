@@ -1,4 +1,4 @@
-"""From a request to a model and its tokens: by `spec.shapes`, or a shape of one's own."""
+"""From a request to a model shape and its tokens, by the shape rule of `spec.shapes` or by a given shape."""
 
 import tomllib
 from dataclasses import replace
@@ -13,8 +13,8 @@ from tenfold.spec.model import ModelSpec, published_model
 from tenfold.spec.shapes import Experts, Shape, shape_for_flops, shape_for_params
 from tenfold.spec.units import si
 
-TIMES = 10.0  # a generation, where not said
-EXPERTS_PER_ACTIVE = 32  # sparser models exist (Llama 4 Maverick: 128), but not at ten times their compute
+TIMES = 10.0  # default of --times: one generation
+EXPERTS_PER_ACTIVE = 32  # default; sparser models exist (Llama 4 Maverick: 128), but not at ten times their compute
 
 
 def parent_flops(parent: str, seq_len: int) -> tuple[ModelSpec, float]:
@@ -22,21 +22,21 @@ def parent_flops(parent: str, seq_len: int) -> tuple[ModelSpec, float]:
     spec = published_model(parent)
     tokens = facts()["parents"].get(spec.name)
     if tokens is None:
-        raise TenfoldError(f"The tokens of {spec.name} are not published: say --flops instead of --after.")
+        raise TenfoldError(f"The training tokens of {spec.name} are not published: give --flops instead of --after.")
     return spec, spec.train_flops_per_token(seq_len) * tokens
 
 
 def batch_tokens(flops: float) -> float:
-    """Tokens per step, grown from Llama 3 405B's with the cube root of compute."""
+    """Tokens per step: those of Llama 3 405B, scaled by a power of the compute (`[batch]` in spec/data/laws.toml)."""
     row = facts()["batch"]
     return row["tokens"] * (flops / row["flops"]) ** row["exponent"]
 
 
 def resolve(asked: Request, seq_len: int = 8192, *, flops: float | None = None, home: Path | None = None) -> Shape:
-    """The shape of a request; `flops` (what a budget buys) stands in for its compute. The newest law in `home` that
-    reaches as far is used where the request names none.
+    """The shape of a request. `flops` is the compute that a budget buys, for a request without one.
 
-    Raises TenfoldError for flags that contradict each other, or where nothing says how large.
+    Without --law, the newest law in `home` that reaches the compute is used. Raises TenfoldError for options that contradict each
+    other, and where nothing determines the compute.
     """
     _check(asked, flops)
     name = "plan"
@@ -51,25 +51,25 @@ def resolve(asked: Request, seq_len: int = 8192, *, flops: float | None = None, 
         shape = _derived_shape(asked, flops, seq_len, home)
         shape = shape._replace(spec=replace(shape.spec, name=name))
     else:
-        raise TenfoldError("Nothing says how large: give --after MODEL, --flops, --model with --tokens, or --budget-usd.")
+        raise TenfoldError("Nothing says how large the run is: give --after, --flops, --model with --tokens, or --budget-usd.")
     if shape.tokens < 1:
-        raise TenfoldError(f"{shape.flops:.3g} FLOPs train {shape.spec.name} on less than one token: ask for more compute.")
+        raise TenfoldError(f"{shape.flops:.3g} FLOPs train {shape.spec.name} on less than one token: raise --flops.")
     return shape._replace(reasons=(*shape.reasons, data_note(shape.tokens, asked.unique_tokens, asked.feedback_tokens)))
 
 
 def _check(asked: Request, flops: float | None) -> None:
     if asked.after and asked.flops:
-        raise TenfoldError("--after and --flops both fix the compute: say one of them.")
+        raise TenfoldError("--after and --flops both determine the compute: give one of them.")
     if asked.model and asked.experts:
         raise TenfoldError("--model already says how many experts there are: leave --experts out.")
     if asked.times is not None and not asked.after:
-        raise TenfoldError("--times multiplies the compute of a parent: name it by --after.")
+        raise TenfoldError("--times multiplies the compute of a published model: name that model with --after.")
     if asked.times is not None and asked.times <= 0:
         raise TenfoldError(f"--times must be above zero, not {asked.times:g}.")
     if asked.tokens and asked.model and (asked.flops or asked.after or flops):
-        raise TenfoldError("--model with --tokens fixes the compute: leave out --flops, --after or --budget-usd.")
+        raise TenfoldError("--model with --tokens determines the compute: leave out --flops, --after or --budget-usd.")
     if asked.experts_per_token and not (asked.experts or asked.model):
-        raise TenfoldError("--active-experts needs --experts: say how many there are.")
+        raise TenfoldError("--active-experts needs --experts: give the number of experts.")
 
 
 def _derived_shape(asked: Request, flops: float, seq_len: int, home: Path | None) -> Shape:
@@ -93,11 +93,11 @@ def _own_shape(asked: Request, flops: float | None, seq_len: int) -> Shape:
     per_token = spec.train_flops_per_token(seq_len)
     tokens = asked.tokens or (flops / per_token if flops else None)
     if tokens is None:
-        raise TenfoldError("A --model needs --tokens, --flops or --budget-usd beside it, to say how long it trains.")
+        raise TenfoldError("--model does not say how long to train: give --tokens, --flops, --after or --budget-usd, too.")
     reason = f"Model: {spec.name} as given, {si(spec.parameters().active)} active parameters."
     if asked.law:
         best = optimum(per_token * tokens, asked.law)
-        reason += f" For as many FLOPs, {best.source} takes {si(best.params)} parameters and {si(best.tokens)} tokens."
+        reason += f" For the same FLOPs, {best.source} takes {si(best.params)} parameters and {si(best.tokens)} tokens."
     return Shape(spec, round(tokens), per_token * tokens, (reason,))
 
 
@@ -113,4 +113,4 @@ def _read_spec(path: Path) -> ModelSpec:
             plain = tomllib.loads(path.read_text())
         return ModelSpec(**{"name": path.stem, **{k: v for k, v in plain.items() if k != "source"}})
     except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise TenfoldError(f"{path} is no model: {error}; it needs the fields of a shape, as dim, n_layers, n_heads.") from error
+        raise TenfoldError(f"{path} is no model: {error}; give the fields of ModelSpec, such as dim, n_layers, n_heads.") from error

@@ -14,7 +14,7 @@ from tenfold.spec.model import ModelSpec
 
 @lru_cache(maxsize=1000)
 def layer_kinds(spec: ModelSpec, seq_len: int) -> tuple[tuple[LayerKind, int], ...]:
-    """The layers that differ in time, and how many there are of each."""
+    """The kinds of layers that differ in time, and the number of each."""
     kinds: dict[LayerKind, int] = {}
     for layer in range(spec.n_layers):
         kind = LayerKind(spec.has_experts(layer), spec.attended(seq_len, layer))
@@ -23,14 +23,14 @@ def layer_kinds(spec: ModelSpec, seq_len: int) -> tuple[tuple[LayerKind, int], .
 
 
 def micro_batches(layout: Layout, stack: Stack) -> int:
-    """Micro-batches of a step: Tenfold's trainer fills them up to a multiple of the pipeline's ranks."""
+    """Micro-batches of a step; Tenfold's trainer pads them to a multiple of the pipeline's ranks."""
     fill = layout.pp if stack.own_trainer else 1
     return math.ceil(layout.micro_batches / fill) * fill
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """Seconds of one micro-batch in the fullest stage, forward and backward, and the kernels launched in it."""
+    """Seconds of one micro-batch in the stage with the most layers, forward and backward, and the kernels launched in it."""
 
     matmul: float
     attention: float
@@ -63,12 +63,12 @@ def _stage_pass(spec: ModelSpec, layout: Layout, machine: Machine) -> _Pass:
 
 
 def pass_s(spec: ModelSpec, layout: Layout, machine: Machine) -> float:
-    """Seconds of one micro-batch in the fullest stage, forward and backward, on the device."""
+    """Seconds on the device of one micro-batch in the stage with the most layers, forward and backward."""
     return _stage_pass(spec, layout, machine).device_s
 
 
 def _waiting_s(device_s: float, kernels: float, stack: Stack) -> float:
-    """Seconds that a stage takes beyond its device's work: the gaps between kernels, or the host that launches them."""
+    """Seconds that a stage takes beyond the device's work, because of gaps between kernels or a host that launches too slowly."""
     gaps = kernels * stack.gap_s
     return max(gaps, kernels * stack.dispatch_s - device_s)
 
@@ -105,7 +105,7 @@ def step_time(spec: ModelSpec, layout: Layout, machine: Machine) -> StepTime:
 
 
 def _hop_s(spec: ModelSpec, layout: Layout, machine: Machine) -> float:
-    """Seconds in which hidden states and gradients of a micro-batch go to the next stages, but for what compute hides."""
+    """Seconds to send the hidden states and gradients of a micro-batch to the next stages, less the part hidden by compute."""
     stack = machine.stack
     parts = layout.tp if stack.sequence_parallel else 1
     sent = 2.0 * layout.rows_together * layout.seq_len / layout.cp * spec.dim / parts
@@ -115,16 +115,16 @@ def _hop_s(spec: ModelSpec, layout: Layout, machine: Machine) -> float:
 
 @lru_cache(maxsize=10_000)
 def gpu_weights(spec: ModelSpec, tp: int, expert_parts: int) -> tuple[float, float]:
-    """(weights that all data parallel ranks share, weights of routed experts) that one GPU would hold without a pipeline.
+    """(weights without routed experts, weights of routed experts) on one GPU without a pipeline and without sharding.
 
-    `expert_parts` is in how many parts the experts of a layer are divided: ep x etp.
+    `expert_parts` is the number of parts that the experts of a layer are divided into: ep x etp.
     """
     experts = spec.n_expert_layers * spec.n_experts * 3 * spec.dim * spec.expert_ffn_dim
     return (spec.parameters().total - experts) / tp, experts / expert_parts
 
 
 def stage_weights(spec: ModelSpec, layout: Layout) -> tuple[float, float]:
-    """(dense weights, weights of routed experts) of one GPU before data parallel ranks share them."""
+    """(weights without routed experts, weights of routed experts) on one GPU before sharding over data parallel ranks."""
     dense, experts = gpu_weights(spec, layout.tp, layout.ep * layout.etp)
     return dense / layout.pp, experts / layout.pp
 
@@ -136,11 +136,11 @@ def _optimizer_s(spec: ModelSpec, layout: Layout, machine: Machine) -> float:
 
 
 def _data_parallel_s(spec: ModelSpec, layout: Layout, machine: Machine, compute_s: float) -> float:
-    """Seconds of gradient and parameter traffic that compute does not hide."""
+    """Seconds of gradient and weight traffic between data parallel ranks that compute does not hide."""
     stack, (dense, experts) = machine.stack, stage_weights(spec, layout)
     if layout.replicas <= 1:
         return 0.0
-    inside = machine.buildings if layout.dp_replicate == 1 else 1  # a copy that lies in several buildings is shared in each
+    inside = machine.buildings if layout.dp_replicate == 1 else 1  # a copy that spans several buildings is sharded within each
     ranks, expert_ranks = layout.shards // inside, max(1, layout.expert_shards // inside)
 
     def ring(bytes_each: float) -> float:
@@ -148,7 +148,7 @@ def _data_parallel_s(spec: ModelSpec, layout: Layout, machine: Machine, compute_
         return alone + ring_s(bytes_each * experts, expert_ranks, max(layout.tp, layout.ep * layout.etp), machine)
 
     reduce, gather = ring(stack.gradient_bytes), ring(2.0)
-    once = layout.zero < 3 or (stack.own_trainer and layout.pp > 1)  # a step, not for every micro-batch
+    once = layout.zero < 3 or (stack.own_trainer and layout.pp > 1)  # once per step, not for each micro-batch
     if layout.zero == 0:
         seconds = 2 * reduce
     elif once:

@@ -1,4 +1,4 @@
-"""Bytes that one process of Tenfold's trainer sends in an optimizer step, by purpose; a dry run counts the same."""
+"""Bytes that one process of Tenfold's trainer sends in an optimizer step, by dimension of the layout; a dry run counts the same."""
 
 import math
 
@@ -8,15 +8,15 @@ from tenfold.plan.workload.step_time import micro_batches
 from tenfold.spec.layout import Layout
 from tenfold.spec.model import ModelSpec
 
-# Gathers and sums of a dense and of an expert layer over tensor parallel ranks, forward and backward. Where a layer is worked
-# out again, the sum that ends it is not: nothing needs it. Experts see their tokens where these are.
+# Collectives over tensor parallel ranks of a layer (without experts, with experts), forward and backward, by activation
+# checkpointing. Recomputation leaves out the layer's last reduction, whose result it does not need. Experts need no collective.
 TENSOR_PASSES = {"none": (8, 4), "selective": (9, 4), "full": (11, 5)}
 
 
 def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, float]:
-    """Bytes sent by a GPU of a middle stage for each dimension of the layout, with ring collectives and even loads of experts.
+    """Bytes sent by a GPU of a middle stage for each dimension of the layout, with ring collectives and evenly loaded experts.
 
-    A ring of n sends (n - 1) / n of what it gathers or reduces, an exchange the same share of what everyone has.
+    In a ring of n ranks each sends (n - 1) / n of the bytes that are gathered or reduced; in an all-to-all, of its own bytes.
     """
 
     def ring(whole: float, ranks: int) -> float:
@@ -30,22 +30,22 @@ def traffic(spec: ModelSpec, layout: Layout, machine: Machine) -> dict[str, floa
     weights = layer_weights(spec, layout, machine.stack)
     tables = weights.table * {1: 1 if spec.tied else 2, 2: 1}.get(layout.pp, 0)
     dense, routed = layers * weights.dense, layers * weights.experts
-    each_part = layout.pp == 1  # a pipeline gathers weights and sums gradients once a step
-    gathers = parts if layout.zero == 3 and each_part else 1  # of the tables; of layers again in the backward pass
+    each_part = layout.pp == 1  # for each micro-batch; a pipeline gathers weights and reduces gradients once per step
+    gathers = parts if layout.zero == 3 and each_part else 1  # of tables and layers; layers are gathered again in the backward pass
     again_in_backward = gathers if layout.zero == 3 and each_part else 0
     reduces = parts if layout.zero >= 2 and each_part else 1
     gradient = machine.stack.gradient_bytes
-    # Weights that are whole on tensor parallel ranks have gradients to sum over them, each rank its share.
+    # The gradients of weights that are whole on each tensor parallel rank are summed over these ranks, each rank its shard.
     on_all = routed if layout.etp < layout.tp and layout.ep == 1 else 0.0
     summed = 2 * gradient * (tables + shared_experts(spec) / layout.pp + on_all) / ranks
 
     sharded = ring(dense, ranks) + ring(routed, layout.expert_shards)
     stages = layout.stages_per_rank
-    hops = {1: 0, 2: 2 * stages - 1}.get(layout.pp, 2 * stages)  # there, and gradients back
-    twin = gradient * weights.table / ranks if spec.tied and layout.pp == 2 else 0.0  # of a table that lies at both ends
+    hops = {1: 0, 2: 2 * stages - 1}.get(layout.pp, 2 * stages)  # hidden states forward, gradients back
+    twin = gradient * weights.table / ranks if spec.tied and layout.pp == 2 else 0.0  # gradient of a tied table on both end stages
     of_dense, of_expert = TENSOR_PASSES[mode]
     passes = (layers - expert_layers) * of_dense + expert_layers * of_expert
-    ways = 3 if mode == "full" else 2  # forward, backward, and once more
+    ways = 3 if mode == "full" else 2  # forward, backward, and recomputation
     exchanges = expert_layers * (4 if mode == "none" else 6)
     return {
         "pp": parts * hops * hidden / layout.tp + twin,

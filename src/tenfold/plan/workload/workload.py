@@ -1,4 +1,4 @@
-"""What the parts of the planner pass on: what a run fills and how long its steps take."""
+"""The results that the parts of the planner share: memory, step time, and the workload of a run."""
 
 from dataclasses import dataclass, fields
 
@@ -12,7 +12,7 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest GPU, by part, in GiB."""
+    """Memory of the fullest GPU by part, in GiB (2^30 bytes)."""
 
     parameters_gib: float
     gradients_gib: float
@@ -27,7 +27,7 @@ class Memory:
 
     @property
     def short_gib(self) -> float:
-        """What is missing; negative where it fits."""
+        """GiB that are missing; negative where the model fits."""
         return self.total_gib - self.capacity_gib
 
     @property
@@ -37,7 +37,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Where the seconds of one optimizer step go. Collectives count only what is not hidden behind compute."""
+    """Seconds of one optimizer step by part. Of communication, only the time that is not hidden behind compute."""
 
     matmul_s: float = 0.0
     attention_s: float = 0.0
@@ -59,16 +59,16 @@ class StepTime:
         return sum(getattr(self, f.name) for f in fields(self))
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part, in order, without the suffix `_s`."""
+        """Seconds by part, in the order of the fields, their names without the suffix `_s`."""
         return {f.name.removesuffix("_s"): getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One training run on machines: what its power, cost, failures and report are computed from.
+    """One training run on a number of GPUs, from which failures, power, cost and the report are computed.
 
-    `days` is pure training time: failures come on top. `mfu` counts the model's FLOPs (causal attention halved) against
-    the peak of the dtype and never passes 1.
+    `days` is the time of the steps alone, without failures. `mfu` is the model's FLOPs (causal attention counted as half) over the
+    peak of the dtype, at most 1.
     """
 
     spec: ModelSpec
@@ -85,7 +85,3 @@ class Workload:
     @property
     def flops(self) -> float:
         return self.tokens * self.spec.train_flops_per_token(self.layout.seq_len)
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.gpus * self.days * 24
