@@ -166,7 +166,7 @@ def followed(page: Any, record: Path, first: int, seconds: float) -> tuple[float
 
 @contextmanager
 def new_page(browser: Any) -> Iterator[Any]:
-    """A page without anything from those before."""
+    """A fresh browser page."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(300_000)
     yield page
@@ -174,7 +174,7 @@ def new_page(browser: Any) -> Iterator[Any]:
 
 
 def in_browser(home: Path, steps: int, seconds: float, rounds: int) -> Row:
-    """What one page takes."""
+    """Measure one page: opening, zooming and following, in medians over `rounds`."""
     from playwright.sync_api import sync_playwright
 
     cold, warm, zooms = [], [], []
@@ -202,7 +202,7 @@ def in_browser(home: Path, steps: int, seconds: float, rounds: int) -> Row:
 
 
 async def listen(address: str, got: list[int]) -> None:
-    """A page's stream of events; counts what comes."""
+    """Follow a run's stream of events, as a page does; counts the events in `got[0]`."""
     host, port = address.removeprefix("http://").rstrip("/").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET /events/run/{NAME} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
@@ -214,7 +214,7 @@ async def listen(address: str, got: list[int]) -> None:
 
 
 async def with_pages(process: psutil.Process, address: str, pages: int, seconds: float) -> tuple[float, int]:
-    """The console's share of one core while so many pages listen, and how many events they were sent."""
+    """(the console's share of one core while `pages` clients listen, the number of events that they received)."""
     got = [0]
     tasks = [asyncio.create_task(listen(address, got)) for _ in range(pages)]
     await asyncio.sleep(5)  # until all are connected
@@ -229,7 +229,7 @@ async def with_pages(process: psutil.Process, address: str, pages: int, seconds:
 
 
 def many_pages(home: Path, steps: int, pages: int, seconds: float) -> Row:
-    """What many pages take that follow one run, each of which was opened before."""
+    """Measure the console while many clients follow one run that was read before."""
     with console(home) as (process, address):
         urllib.request.urlopen(f"{address}data/run/{NAME}.json").read()
         with growing(home / NAME / "run.jsonl", 2 * steps):

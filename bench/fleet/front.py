@@ -35,7 +35,7 @@ BEGINNING, TURN = 60, 12  # words
 
 
 class Round(NamedTuple):
-    """A round's results: `hits` is the share of prompt tokens found in caches, `busiest` the busiest server's requests over the mean."""
+    """`hits`: share of prompt tokens found in caches; `busiest`: requests of the busiest server over the mean."""
 
     hits: float
     busiest: float
