@@ -186,8 +186,8 @@ def main() -> None:
     parser.add_argument("what", choices=["coordinates", "optimum", "draw"])
     parser.add_argument("--corpus", default="stdlib")
     parser.add_argument("--family", default="llama3", help="llama3 (dense) or llama4 (experts)")
-    cases = ["muon:48:500000", "muon:128:500000", "muon:48:2000000"]
-    parser.add_argument("--cases", nargs="+", default=cases, help="OPTIMIZER:WIDTH:TOKENS, for `optimum`")
+    usual = ["muon:48:500000", "muon:128:500000", "muon:48:2000000"]
+    parser.add_argument("--cases", nargs="+", default=usual, help="OPTIMIZER:WIDTH:TOKENS, for `optimum`")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS), help="widths for `coordinates`")
     parser.add_argument("--home", type=Path, default=Path("build/transfer"))
