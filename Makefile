@@ -1,16 +1,16 @@
-# One virtual environment, made anew whenever the project's own files change.
+# All targets use one virtual environment, updated when pyproject.toml or constraints.txt changes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Many tests wait for processes of their own, so that one worker more than there are cores ends sooner.
+# Many tests wait for subprocesses, so one worker more than there are cores is fastest.
 WORKERS = $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) + 1)")
 
 .PHONY: setup climb circle test lint docs nightly guides clean
 
 setup: $(READY)
 
-# PyTorch first and by exact version, so that nothing that depends on it can pull another build.
+# PyTorch is installed first and by exact version, so that no dependency can pull in another build.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -31,13 +31,12 @@ lint: setup
 	$(BIN)/ruff check src tests bench
 	$(BIN)/mypy
 
-# The site comes to build/site; a broken link ends the build.
+# Builds the site in build/site; a broken link fails the build.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Triton checks the kernels of a GPU without one, Ray runs ladders, and source packages hold the tests of OpenAI's client and of
-# llama.cpp's server.
-# Where one of these cannot be had, the tests that need it are skipped.
+# All tests, the slow ones too. Extra packages: Triton checks GPU kernels without a GPU, Ray runs ladders, and two source packages
+# contain the tests of OpenAI's client and of llama.cpp's server. If one cannot be installed, the tests that need it are skipped.
 nightly: setup
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps triton
 	-$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[nightly]'
@@ -46,7 +45,7 @@ nightly: setup
 	  llama-cpp-python==0.3.36
 	$(BIN)/pytest -m 'slow or not slow' --timeout 3600
 
-# Every command of the README and of the guides as it is written, in clean clones: about half an hour on two cores.
+# Runs every command of the README and of the guides as written, in clean clones: about half an hour on two cores.
 guides: setup
 	$(BIN)/python -m bench.guides --packages-of $(BIN)/python
 

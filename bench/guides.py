@@ -1,14 +1,14 @@
-"""Runs every command of the README and of the guides as it is written, in a clean clone of this repository.
+"""Run every command of the README and of the guides as written, in clean clones of this repository.
 
-What is run are the code blocks marked `sh`; those of one document run in one shell, from the root of a clone of its own, which
-stops at the first command that fails. A clone installs what it needs by `make setup`, as the documents say; with `--packages-of`
-it uses the packages of another environment, and installs Tenfold alone.
+The code blocks marked `sh` are run. Those of one document run in one shell, from the root of the document's own clone; the shell
+stops at the first command that fails. A clone installs what it needs by `make setup`, as the documents say. With `--packages-of` it
+uses the packages of another environment, and installs only Tenfold.
 
     python -m bench.guides                                    # all documents: about half an hour on two cores
-    python -m bench.guides docs/guides/plugin.md --show       # one of them, and what its commands print
+    python -m bench.guides docs/guides/plugin.md --show       # one document, with the output of its commands
     python -m bench.guides --packages-of .venv/bin/python     # without downloads
 
-Writes bench/results/guides.json where all documents were run.
+Writes bench/results/guides.json if all documents were run.
 """
 
 import os
@@ -26,7 +26,7 @@ from bench.harness import ROOT, Row, options, write_results
 
 DOCUMENTS = ("README.md", *(f"docs/guides/{name}.md" for name in ("this-machine", "one-gpu-machine", "slurm", "plugin")))
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-MARK = "\x1e"  # stands before what each block prints
+MARK = "\x1e"  # printed before the output of each block
 
 
 def blocks(text: str) -> list[str]:
@@ -35,7 +35,7 @@ def blocks(text: str) -> list[str]:
 
 
 def cloned(folder: Path, packages_of: str | None) -> Path:
-    """A clone of the last commit, in which `make setup` finds nothing to do where another environment's packages are used."""
+    """A clone of the last commit. With `packages_of`, its environment is ready and `make setup` has nothing to do."""
     clone = folder / "tenfold"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     if packages_of:
@@ -51,7 +51,7 @@ def cloned(folder: Path, packages_of: str | None) -> Path:
 
 
 def run(text: str, clone: Path) -> list[Row]:
-    """Run the blocks of a document; a row for each that began, with its exit code, seconds and what it printed."""
+    """Run the blocks of a document; a row for each block that was started: its commands, exit code, seconds and output."""
     found = blocks(text)
     script = "".join(f"printf '{MARK}%s\\n' $EPOCHREALTIME\n{block}" for block in found)
     without = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -76,7 +76,7 @@ def run(text: str, clone: Path) -> list[Row]:
 
 
 def _end(group: int, clone: Path) -> None:
-    """End what a document left running: its process group, and daemons, which name the clone in their command lines."""
+    """Kill what a document left running: its process group, and daemons, recognised by the clone's path in their command lines."""
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     for process in psutil.process_iter(["cmdline"]):

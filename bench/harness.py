@@ -1,7 +1,7 @@
-"""What every benchmark uses: sides measured in alternating rounds, and results kept in `bench/results/NAME.json`.
+"""Shared by all benchmarks: sides that are measured in alternating rounds, and results in `bench/results/NAME.json`.
 
-Benchmarks are run from the root of the repository: `python -m bench.train.speed`. Where TENFOLD_BENCH_RESULTS names a
-folder, results are kept there instead.
+Run a benchmark from the root of the repository: `python -m bench.train.speed`. Set TENFOLD_BENCH_RESULTS to write results into
+another folder.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 
 def tenfold(*arguments: Any) -> dict[str, Any]:
-    """What a command says with `--json`. Raises SystemExit with its error where it fails."""
+    """Run a `tenfold` command with `--json`; its output. Raises SystemExit with its error if it fails."""
     command = [*TENFOLD, *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -47,7 +47,10 @@ def tenfold(*arguments: Any) -> dict[str, Any]:
 
 
 def alternate(sides: Mapping[str, Callable[[], T]], rounds: int, warm_up: int = 1) -> dict[str, list[T]]:
-    """Call each side once per round, in turn, so that a busy machine is busy for all; what they returned after warming up."""
+    """Call each side once per round, in turn, so that other load on the machine affects all sides alike.
+
+    Returns each side's values of the `rounds` after the warm-up.
+    """
     found: dict[str, list[T]] = {name: [] for name in sides}
     for number in range(warm_up + rounds):
         for name, side in sides.items():
@@ -84,7 +87,7 @@ def percent(value: float, interval: Sequence[float]) -> str:
 
 
 def machine() -> str:
-    """The processor's name, its cores and memory, in words."""
+    """The processor's name, its number of usable cores and its memory, as text."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -98,7 +101,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python and the libraries that figures depend on, where installed."""
+    """The versions of Python and of the installed packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -109,13 +112,13 @@ def versions() -> dict[str, str]:
 
 
 def rows_of(name: str) -> list[Row]:
-    """The rows of `bench/results/NAME.json`, none if there is no such file."""
+    """The rows of `bench/results/NAME.json`; empty if there is no such file."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
 def _without_folder(argument: str) -> str:
-    """An absolute path by its last part: where a machine keeps its files is nobody's business."""
+    """An argument for the results; of an absolute path only the last part, so that no machine's folders are published."""
     return Path(argument).name if argument.startswith("/") else argument
 
 
@@ -124,7 +127,8 @@ def write_results(
 ) -> Path:
     """Write `bench/results/NAME.json` and return its path.
 
-    `headline` holds what the README shows, as (what, figure). `beside` holds versions of what ran in other environments.
+    `headline` has the rows (what, figure) of the tables in the README and docs/results.md. `command` replaces the command line of
+    this process in the file. `beside` has versions of software in other environments.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"

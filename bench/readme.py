@@ -1,4 +1,4 @@
-"""The tables of results, made from the headlines in `bench/results`: the README's, and all of them in docs/results.md.
+"""Make the tables of results from the headlines in `bench/results`: a selection in the README, and all in docs/results.md.
 
 python -m bench.readme
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.harness import RESULTS, ROOT
 
-# The README's rows: the result, and how its row begins.
+# The rows in the README: the name of the result's file, and the beginning of the row's text.
 SHOWN = (
     ("climbs", "12 climbs"), ("climbs", "the same: loss inside"), ("ladders", "26 public ladders"),
     ("plan", "plan, step time, mean"), ("plan", "plan, median error"), ("train", "training beside"), ("layouts", "61 layouts"),

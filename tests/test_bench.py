@@ -1,5 +1,6 @@
 """The benchmarks: what their harness computes, and the GPU's scripts on a CPU."""
 
+import ast
 import json
 import os
 import random
@@ -12,6 +13,15 @@ import torch
 from bench.gpu import check, step_account, train
 from bench.harness import ROOT, alternate, change_pct, ratio, ratio_interval
 from bench.train import sides
+
+
+def test_benchmarks_give_a_headline_and_not_a_command_after_their_rows():
+    wrong = []
+    for file in sorted((ROOT / "bench").rglob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "write_results" and len(call.args) > 2:
+                wrong += [file.name] if isinstance(call.args[2], ast.Constant | ast.JoinedStr | ast.BinOp) else []
+    assert not wrong
 
 
 @pytest.mark.slow

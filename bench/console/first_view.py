@@ -2,10 +2,10 @@
 
     python -m bench.console.first_view
 
-Each round opens a fresh browser context: once as the machine is (first paint, the ladder drawn, bytes sent), once under the network
-of Lighthouse's desktop preset (40 ms, 10 Mbit/s), from which the score of performance is computed with Lighthouse 12's curves and
-weights; the speed index, which needs a film of the page, is left out and its weight spread over the others. Accessibility is what
-axe finds, on which Lighthouse's own score rests.
+Each round opens a fresh browser context twice: once without limits (first paint, the ladder drawn, bytes sent), once with the
+network of Lighthouse's desktop preset (40 ms, 10 Mbit/s). From the second the performance score is computed with Lighthouse 12's
+curves and weights. The speed index, which needs a film of the page, is left out and its weight is spread over the others.
+Accessibility is tested by axe, the library that Lighthouse uses too.
 """
 
 import math
@@ -23,7 +23,7 @@ from bench.harness import Row, options, write_results
 from tenfold.spec.threads import busy_share
 
 DESKTOP = {"offline": False, "latency": 40, "downloadThroughput": 10 * 1024 * 1024 / 8, "uploadThroughput": 10 * 1024 * 1024 / 8}
-# Milliseconds (the last without a unit): where the score is 0.9, where it is 0.5, and the weight.
+# For each metric the value with score 0.9, the value with score 0.5 (milliseconds; cls has no unit), and its weight.
 CURVES = {"fcp": (934, 1600, 10), "lcp": (1200, 2400, 25), "tbt": (150, 350, 30), "cls": (0.1, 0.25, 25)}
 OBSERVE = """
 window.seen = { lcp: 0, cls: 0, tasks: [] };
@@ -71,7 +71,7 @@ def performance(found: dict[str, float]) -> float:
 
 
 def violations(browser: Browser, address: str) -> int:
-    """How many rules of axe the first view breaks, in light and in dark."""
+    """The number of axe rules that the first view violates, in the light and in the dark theme together."""
     axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text()
     found = 0
     for scheme in ("light", "dark"):
@@ -99,7 +99,7 @@ def main() -> None:
             sync_playwright() as playwright,
             playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"]) as browser,
         ):
-            view(browser, address, None)  # the server's own first time
+            view(browser, address, None)  # warms up the server
             plain = [view(browser, address, None) for _ in range(asked.rounds)]
             slow = [view(browser, address, DESKTOP) for _ in range(asked.rounds)]
             broken = violations(browser, address)

@@ -1,4 +1,4 @@
-"""Homes to measure the console on, written as climbs write them, and a console that runs over one."""
+"""Homes for benchmarks of the console, in the format that climbs write, and a console that serves one."""
 
 import socket
 import subprocess
@@ -23,12 +23,12 @@ STEPS = 100  # of a run
 
 
 def loss_of(params: float, tokens: float) -> float:
-    """A world: Chinchilla's form."""
+    """The true loss of a made-up model, in bits per byte; Chinchilla's form."""
     return 0.9 + 30 * params**-0.35 + 300 * tokens**-0.45
 
 
 def make_home(home: Path, generations: int) -> Path:
-    """A home of so many scored generations, each with a ladder of twelve runs, all with one law."""
+    """Write a home with this number of scored generations, each with a ladder of twelve runs; all have the same law."""
     points = [Point(n, c / 6 / n, c, loss_of(n, c / 6 / n)) for c in (5e10, 1e11, 2e11) for n in (4e4, 6e4, 9e4, 13e4)]
     law = fit_law(points, asymptote=BITS_PER_BYTE)
     for number in range(1, generations + 1):
@@ -62,7 +62,7 @@ def _write_run(folder: Path, frozen: str, loss: float) -> None:
 
 @contextmanager
 def console(home: Path) -> Iterator[tuple[str, int]]:
-    """The address and the process of a console over a home."""
+    """Run a console over a home; its address and its process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

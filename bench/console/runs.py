@@ -1,14 +1,14 @@
-"""A run of a million logged steps in the console: opened, zoomed, followed, by one page and by many.
+"""A run of a million logged steps in the console: opened, zoomed and followed, by one page and by many.
 
     python -m bench.console.runs                                  # a million steps, 200 pages that follow; some minutes
-    python -m bench.console.runs --steps 50000 --pages 20 --seconds 10     # a try
+    python -m bench.console.runs --steps 50000 --pages 20 --seconds 10     # a quick trial
 
 A run is written with a line for each step, as the trainer writes it (`run.jsonl` and `time.jsonl`), and a console is started over
-it as a process of its own. In headless Chromium its page is opened, first by a console that has read nothing yet, then again;
-zoomed into the middle tenth; and followed while a line a second is appended. Recorded are the seconds until the whole picture
-stands, the seconds from a zoom until its own data are drawn, the seconds from an appended line until the page shows it, the frames
-a second meanwhile, and the memory of the console and of the page. Then many clients listen to the run's events at once while it
-grows, each as a page does: the processor time of the console over the seconds that passed is its share of one core.
+it in its own process. In headless Chromium the run's page is opened twice (with a console that has read nothing yet, and again),
+zoomed into the middle tenth, and followed while one line per second is appended. Recorded are the seconds until the whole picture
+is drawn, from a zoom until its data are drawn, and from an appended line until the page shows it; the frames per second meanwhile;
+and the memory of the console and of the page. Then many clients follow the run's events at once while it grows, each like a page.
+The console's share of one core is its processor time over the elapsed time.
 Writes bench/results/console_runs.json.
 """
 
@@ -49,7 +49,7 @@ FRAMES = """seconds => new Promise(done => {
 
 
 def line(step: int, random_: random.Random) -> str:
-    """A logged step."""
+    """A line of run.jsonl: one logged step."""
     figures = {
         "loss": 2 + 8 * step**-0.3 + random_.gauss(0, 0.05), "grad_norm": random_.random() * 2,
         "tokens_per_s": 24000 + random_.random() * 1000, "mfu": 0.4 + random_.random() * 0.01, "watts": 300 + random_.random(),
@@ -59,7 +59,7 @@ def line(step: int, random_: random.Random) -> str:
 
 
 def write_run(folder: Path, steps: int) -> None:
-    """The record and the time of a run that has not ended."""
+    """Write run.jsonl and time.jsonl of a run that has not ended."""
     folder.mkdir(parents=True)
     random_ = random.Random(0)
     with (folder / "run.jsonl").open("w") as record, (folder / "time.jsonl").open("w") as spent:
@@ -73,7 +73,7 @@ def write_run(folder: Path, steps: int) -> None:
 
 @contextmanager
 def console(home: Path) -> Iterator[tuple[psutil.Process, str]]:
-    """A console as a process of its own, and its address."""
+    """Run a console in its own process; the process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,7 +101,7 @@ def _answers(address: str) -> bool:
 
 @contextmanager
 def growing(record: Path, first: int) -> Iterator[list[tuple[int, float]]]:
-    """Appends a line a second; yields the steps so far with the times at which they were appended."""
+    """Append one line per second; yields the growing list of (step, time at which it was appended)."""
     done, appended, random_ = threading.Event(), list[tuple[int, float]](), random.Random(1)
 
     def grow() -> None:
@@ -166,7 +166,7 @@ def followed(page: Any, record: Path, first: int, seconds: float) -> tuple[float
 
 @contextmanager
 def new_page(browser: Any) -> Iterator[Any]:
-    """A page without anything from those before."""
+    """A fresh browser page."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(300_000)
     yield page
@@ -174,7 +174,7 @@ def new_page(browser: Any) -> Iterator[Any]:
 
 
 def in_browser(home: Path, steps: int, seconds: float, rounds: int) -> Row:
-    """What one page takes."""
+    """Measure one page: opening, zooming and following, in medians over `rounds`."""
     from playwright.sync_api import sync_playwright
 
     cold, warm, zooms = [], [], []
@@ -202,7 +202,7 @@ def in_browser(home: Path, steps: int, seconds: float, rounds: int) -> Row:
 
 
 async def listen(address: str, got: list[int]) -> None:
-    """A page's stream of events; counts what comes."""
+    """Follow a run's stream of events, as a page does; counts the events in `got[0]`."""
     host, port = address.removeprefix("http://").rstrip("/").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET /events/run/{NAME} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
@@ -214,7 +214,7 @@ async def listen(address: str, got: list[int]) -> None:
 
 
 async def with_pages(process: psutil.Process, address: str, pages: int, seconds: float) -> tuple[float, int]:
-    """The console's share of one core while so many pages listen, and how many events they were sent."""
+    """(the console's share of one core while `pages` clients listen, the number of events that they received)."""
     got = [0]
     tasks = [asyncio.create_task(listen(address, got)) for _ in range(pages)]
     await asyncio.sleep(5)  # until all are connected
@@ -229,7 +229,7 @@ async def with_pages(process: psutil.Process, address: str, pages: int, seconds:
 
 
 def many_pages(home: Path, steps: int, pages: int, seconds: float) -> Row:
-    """What many pages take that follow one run, each of which was opened before."""
+    """Measure the console while many clients follow one run that was read before."""
     with console(home) as (process, address):
         urllib.request.urlopen(f"{address}data/run/{NAME}.json").read()
         with growing(home / NAME / "run.jsonl", 2 * steps):

@@ -1,10 +1,10 @@
-"""How soon the planner answers a slider of the console: GPUs, days, rent and place of a plan, in a process that has just begun.
+"""Response time of the console's what-if sliders for a plan: GPUs, days, rent and region, in a fresh process.
 
     python -m bench.console.sliders [--after llama-3.1-405b] [--gpus 65536]
 
-A plan of ten times the parent is made and kept; then come the questions that a person asks who moves one slider after the other.
-Seconds are of the whole request. The first of all pays for the search of the plan itself; those that change rent or place alone
-search nothing.
+A plan for ten times the parent's compute is made and stored. Then the requests are sent that moving one slider after the other
+would send. Seconds are those of the whole request. The first request includes the search for the plan itself; requests that
+change only rent or region search nothing.
 """
 
 import tempfile
@@ -21,10 +21,10 @@ from tenfold.console.app import make_app
 from tenfold.console.options import ConsoleOptions
 from tenfold.spec.files import write_json
 
-STEPS = (-10, -20, -30, 10, 20, 30, 15, -15)  # of a slider, of which 100 are a factor of eight
+STEPS = (-10, -20, -30, 10, 20, 30, 15, -15)  # positions of a slider; 100 steps are a factor of eight
 ASKED: dict[str, tuple[dict[str, Any], ...]] = {
     "rent and place": tuple({"rent_usd_per_h": 1.5 + i / 2, "region": region} for i, region in enumerate(("TX", "CA", "OH", "VA"))),
-    "GPUs": tuple({"gpus": 8 ** (step / 100)} for step in STEPS),  # as factors of the plan's own, as the days
+    "GPUs": tuple({"gpus": 8 ** (step / 100)} for step in STEPS),  # GPUs and days as factors of the plan's
     "days": tuple({"days": 8 ** (step / 100)} for step in STEPS),
 }
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measured(home: Path, plan: dict[str, Any]) -> Iterator[Row]:
-    """A row for each slider: how many questions, the seconds of the whole request, and those of the processor."""
+    """A row for each slider: the number of requests, their wall-clock seconds and their processor seconds."""
     own = {"gpus": plan["machine"]["gpus"], "days": plan["time"]["wall_days"]["mid"]}
     with TestClient(make_app(ConsoleOptions(home=home)), base_url="http://127.0.0.1:8765") as client:
         for name, questions in (("as planned", ({},)), *ASKED.items()):
@@ -62,7 +62,7 @@ def measured(home: Path, plan: dict[str, Any]) -> Iterator[Row]:
 
 
 def ask(client: TestClient, asked: dict[str, Any]) -> tuple[float, float]:
-    """Seconds by the clock and of the processor until the planner's answer, which may be that there is no such plan."""
+    """Wall-clock and processor seconds until the planner's answer, which may be that no such plan exists."""
     if "gpus" in asked:
         asked = asked | {"gpus": round(asked["gpus"])}
     began, busy = time.perf_counter(), time.process_time()

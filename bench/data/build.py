@@ -1,11 +1,11 @@
-"""How fast text becomes a corpus, and in how much memory, at two sizes.
+"""Speed and peak memory of building a corpus from text, at two sizes.
 
     python -m bench.data.build --megabytes 100 1000
 
-The text is what this machine has: Python, C and C++ sources, and documentation of the standard library and the installed
-packages, again and again with half of all longer words exchanged for others, so that the copies are no near copies.
-Each size is built in a process of its own, whose peak memory is the operating system's figure. Rates are given by the
-clock and, as other work may share the machine, by the processor time of all threads.
+The text is taken from this machine: Python, C and C++ sources, and documentation of the standard library and the installed
+packages. It is repeated up to the size, each time with half of the longer words replaced, so that the repeats are not near
+copies. Each size is built in its own process, whose peak memory is the operating system's figure. Rates are per second of
+wall-clock time and, since other work may share the machine, per second of processor time over all threads.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def real_texts() -> Iterator[str]:
 
 
 def write_text(folder: Path, sizes_mb: list[int]) -> None:
-    """Write `SIZE.jsonl` for each size, each with the same beginning."""
+    """Write `SIZE.jsonl` for each size in MB (1e6 bytes); all files begin with the same text."""
     texts = list(real_texts())
     words = sorted(set(re.findall(r"[a-z]{4,12}", " ".join(texts[:2000]))))
     files = {size: (folder / f"{size}.jsonl").open("w") for size in sizes_mb}
@@ -71,7 +71,7 @@ def exchanged(text: str, other: dict[str, str]) -> str:
 
 
 def measure(source: Path, out: Path, vocab_size: int) -> Row:
-    """Build one corpus in this process; sizes in MB (1e6 bytes) of text, memory in MiB."""
+    """Build one corpus in this process; a row with sizes of text in MB (1e6 bytes) and memory in MiB."""
     from tenfold.data.text.corpus import build
 
     began, busy = time.perf_counter(), time.process_time()
@@ -102,9 +102,9 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--megabytes", nargs="+", type=int, default=[100, 1000])
+    parser.add_argument("--megabytes", nargs="+", type=int, default=[100, 1000], help="sizes of text, in units of 1e6 bytes")
     parser.add_argument("--vocab-size", type=int, default=2048)
-    parser.add_argument("--folder", type=Path, default=None, help="where the text is kept for another run")
+    parser.add_argument("--folder", type=Path, default=None, help="keep the text here for another run")
     parser.add_argument("--only-text", action="store_true", help="write the text and stop")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -128,7 +128,7 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             rows.append({"load_of_the_machine_before": load, **json.loads(done.stdout)})
             print(json.dumps(rows[-1]), flush=True)
-        write_results("data", rows, "python -m bench.data.build --megabytes " + " ".join(map(str, given.megabytes)))
+        write_results("data", rows, headline(rows))
 
 
 if __name__ == "__main__":

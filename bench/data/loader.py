@@ -1,13 +1,12 @@
-"""How fast batches come from an object store that answers after 200 ms, beside local disk.
+"""Throughput of the data loader from an object store with 200 ms of latency, compared with local disk.
 
     python -m bench.data.loader
 
-Two stores: `s3` is moto's S3 server in a process of its own, on the same cores, which waits before every answer (it is
-written in Python, and with many requests its own work is what is measured); `files` are local files behind fsspec, whose
-every read waits as long. Each case begins with an empty cache and reads the same steps as local disk.
-`step_ms` is how long the consumer computes between two batches,
-as an accelerator would; 0 asks for batches as fast as they come. The first step, in which nothing is ahead yet, is given
-apart (`first_batch_s`); `whole_share` includes it.
+There are two stores. `s3` is moto's S3 server in its own process, on the same cores, which waits before every answer (it is
+written in Python, so with many requests its own work dominates). `files` are local files behind fsspec; every read waits as long.
+Each case begins with an empty cache and reads the same steps as local disk. `step_ms` is the time that the consumer computes
+between two batches, as an accelerator would; 0 requests batches as fast as possible. The first step, before which nothing was
+prefetched, is reported separately (`first_batch_s`); `whole_share` includes it.
 """
 
 import multiprocessing
@@ -39,7 +38,7 @@ def serve(port: int, latency_s: float) -> None:
 
 
 class LateFiles(LocalFileSystem):
-    """Local files whose reads take as long as a store's."""
+    """Local files whose every read waits `latency_s` first."""
 
     protocol = "late"
     latency_s = 0.0
@@ -62,7 +61,7 @@ def wait_for_bucket(name: str) -> None:
 
 
 def measure(corpus, steps: int, step_ms: float, ahead: int, rows: dict) -> tuple[float, float, int]:
-    """Seconds to the first batch, seconds of the others, and a checksum of all tokens."""
+    """(seconds until the first batch, seconds of all others, a checksum of all tokens)."""
     from tenfold.data.text.batches import train_batch
     from tenfold.data.text.prefetch import Prefetch
 

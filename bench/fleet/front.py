@@ -1,13 +1,12 @@
-"""The front before real servers: do conversations find their beginnings in a cache again, and is the load even?
+"""The fleet's front (request router) before real servers: prefix cache hits, balance of the load, and time to first token.
 
     python -m bench.fleet.front                                        # three servers, five rounds: some ten minutes
-    python -m bench.fleet.front --conversations 8 --rounds 1 --dry     # a try
+    python -m bench.fleet.front --conversations 8 --rounds 1 --dry     # a quick trial
 
-Conversations of some turns, each with a beginning of its own, are led by several clients at once: with each turn the whole text
-so far is sent, through a front with affinity (as it is by default) and through one that sends each request to the server with
-the fewest, in alternating rounds with new texts. Recorded for each side: the share of prompt tokens that servers found in their
-prefix caches, by their own count; the requests of the busiest server over the mean; and the time to the first token as clients
-see it.
+Several clients hold conversations of several turns, each with its own beginning. With each turn the whole text so far is sent.
+One side is a front with affinity (the default), the other a front that sends each request to the server with the fewest requests.
+They alternate in rounds with new texts. Recorded for each side: the share of prompt tokens that servers found in their prefix
+caches, by their own count; the requests of the busiest server over the mean; and the time to first token as clients see it.
 Writes bench/results/fleet_front.json.
 """
 
@@ -36,7 +35,7 @@ BEGINNING, TURN = 60, 12  # words
 
 
 class Round(NamedTuple):
-    """`hits` is a share of tokens, `busiest` requests over the mean."""
+    """`hits`: share of prompt tokens found in caches; `busiest`: requests of the busiest server over the mean."""
 
     hits: float
     busiest: float
@@ -44,13 +43,13 @@ class Round(NamedTuple):
 
 
 def counts(url: str) -> list[float]:
-    """What a server counted since it began."""
+    """The server's counters `COUNTS` since its start."""
     said = urllib.request.urlopen(f"{url}/metrics", timeout=60).read().decode()
     return [sum(map(float, re.findall(rf"^vllm:{name}\{{.*\}} (\S+)$", said, re.MULTILINE))) for name in COUNTS]
 
 
 def ask(url: str, prompt: str) -> float:
-    """Seconds to the first token of an answer that is read whole."""
+    """Ask for an answer and read it to its end; the seconds to its first token."""
     body = {"prompt": prompt, "max_tokens": 8, "ignore_eos": True, "stream": True, "temperature": 0.0}
     began = time.perf_counter()
     request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
@@ -63,7 +62,7 @@ def ask(url: str, prompt: str) -> float:
 
 
 def lead(front: str, servers: Sequence[str], chance: random.Random, given: Any) -> Round:
-    """Lead new conversations to their end; the order within a turn is drawn."""
+    """Hold new conversations to their end; the order within a turn is random."""
     before = [counts(url) for url in servers]
     talks = [" ".join(chance.choices(WORDS, k=BEGINNING)) for _ in range(given.conversations)]
     first_s: list[float] = []
@@ -79,7 +78,7 @@ def lead(front: str, servers: Sequence[str], chance: random.Random, given: Any) 
 
 @contextmanager
 def fronted(folder: Path, servers: Sequence[str], *more: str) -> Iterator[str]:
-    """The address of a front of the servers, with more options."""
+    """Run a front of the servers, with further options; its address."""
     port = free_port()
     write_replicas(folder / "front.json", f"http://127.0.0.1:{port}", list(servers))
     command = [*TENFOLD, "fleet", "front", folder / "front.json", "--port", str(port), "--access-log", "none", *more]

@@ -1,9 +1,10 @@
-"""The fleet's ledger under crashes: an error at every write of random histories, and real `kill -9` of a writer.
+"""The fleet's ledger under crashes: errors at random writes of random histories, and real `kill -9` of a writer.
 
     python -m bench.fleet.ledger --histories 1000 --kills 200 [--postgresql postgresql+psycopg://user@host/database]
 
-After each crash the ledger is opened again, and must hold everything that was acknowledged, nothing by halves, each slot on one
-lease, no id twice, and no finished work that began again. A kill comes at a random moment of a process that turns slots.
+After each crash the ledger is opened again. It must hold everything that was acknowledged, no half-written change, one current
+lease per slot, no id twice, and no finished work that started again. A kill hits a process that changes leases at a random
+moment.
 """
 
 import random
@@ -25,11 +26,11 @@ ROLES, WORK = ("chat", "train", "rank"), [f"job-{i}" for i in range(6)]
 
 
 class Crash(BaseException):
-    """The process ends here."""
+    """Stands for the end of the process at this point."""
 
 
 class History:
-    """A ledger beside what it acknowledged."""
+    """A ledger, and what it acknowledged so far."""
 
     def __init__(self, where: str):
         self.where, self.now, self.seen, self.done, self.broken = where, 0.0, dict[int, Any](), set[str](), list[str]()
@@ -37,7 +38,7 @@ class History:
         self._acknowledge()
 
     def turn(self, turns: list[Turn], gone: bool = True, crash_at: int | None = None) -> None:
-        """Turn slots, whole or not at all."""
+        """Give slots to other roles; the change must happen completely or not at all."""
         before = len(self.ledger.leases())
         if self._try(lambda: self.ledger.turn_all(turns, self.now, gone), crash_at):
             self._acknowledge()
@@ -45,18 +46,18 @@ class History:
             self.broken.append("half a gang")
 
     def finish(self, work: str, crash_at: int | None = None) -> None:
-        """Say that work is done."""
+        """Record that work is finished."""
         if self._try(lambda: self.ledger.finish(work, self.now), crash_at):
             self.done.add(work)
 
     def note(self, crash_at: int | None = None) -> None:
-        """Say that a lease is ready."""
+        """Record that a lease is ready."""
         lease = self.ledger.leases(current=True)[0]
         if self._try(lambda: self.ledger.note(lease.id, ready=self.now), crash_at) and self.ledger.of(lease.slot).ready != self.now:
             self.broken.append("a note was lost")
 
     def check(self) -> list[str]:
-        """What is broken."""
+        """The broken promises, as sentences; empty if all hold."""
         leases, finished = self.ledger.leases(), self.ledger.finished()
         current = [lease.slot for lease in self.ledger.leases(current=True)]
         by_id = {lease.id: (lease.slot, lease.role, lease.since, lease.until, lease.why, lease.work) for lease in leases}
@@ -76,7 +77,7 @@ class History:
         self.seen |= {lease.id: (lease.slot, lease.role, lease.since, lease.until, lease.why, lease.work) for lease in rows}
 
     def _try(self, call: Callable[[], None], crash_at: int | None) -> bool:
-        """Call, with a crash at the given write or at the commit after it; whether it was acknowledged."""
+        """Make the call, with a crash at the given write or at the commit after it; whether it was acknowledged."""
         self.now += 1.0
         writes = 0
 
@@ -108,7 +109,7 @@ class History:
 
 
 def random_history(where: str, seed: int, steps: int = 12) -> list[str]:
-    """One history, with a crash at some write of every third step; what it broke."""
+    """One history, with a crash in about a third of its steps; the broken promises."""
     draw, history = random.Random(seed), History(where)
     for _ in range(steps):
         crash_at = draw.choice([None, None, 1, 2, 3]) if draw.random() < 0.6 else None
@@ -143,7 +144,7 @@ while True:
 
 
 def killed(where: str, turns: int) -> list[str]:
-    """A writer that is killed after so many turns, in the middle of one; what it broke."""
+    """Kill a writer after `turns` changes, in the middle of the next; the broken promises."""
     writer = subprocess.Popen([sys.executable, "-c", WRITER, where], stdout=subprocess.PIPE, text=True)
     assert writer.stdout
     told = [line.split() for _, line in zip(range(turns + 1), writer.stdout, strict=False)]
@@ -164,7 +165,7 @@ def killed(where: str, turns: int) -> list[str]:
 
 
 def emptied(url: str) -> str:
-    """A database server's address, without the tables of another history."""
+    """Drop the ledger's tables in a database; returns its URL."""
     from sqlalchemy import create_engine, text
 
     engine = create_engine(url)

@@ -1,11 +1,12 @@
-"""The fleet's policies on real demand and real jobs: lend beside the best fixed split in hindsight, borrow and lyra.
+"""The fleet's policies on real demand and real jobs: `lend` compared with the best fixed split in hindsight, `borrow` and `lyra`.
 
     python -m bench.fleet.policies --traces FOLDER
 
-FOLDER holds `servegen/NAME_total_rate_10min.csv` (alibaba/ServeGen), `philly/philly.csv` (msr-fiddle/philly-traces), and prices and
-carbon by the hour. A node is one accelerator. Services own what their busiest bin needs; half of the nodes are training's. `own` is
-a load of 85 % of training's nodes, as in Lyra's paper; `fleet` is a load of 85 % of all nodes, services' mean demand included.
-The best fixed split is the one of shortest completion that misses no more than one request in 1,000.
+FOLDER has `servegen/NAME_total_rate_10min.csv` (alibaba/ServeGen), `philly/philly.csv` (msr-fiddle/philly-traces), and hourly
+prices and carbon (`power_price/US-TEX-ERCO_electricity_prices_2023.csv`, `carbon/TX_NG_avgCI.csv`). A node is one accelerator. A
+service owns half of the nodes, as many as its busiest bin needs; training owns the other half. `own` is a load of 85 % of
+training's nodes, as in Lyra's paper; `fleet` is a load of 85 % of all nodes, with the service's mean demand. The best fixed split
+is the one with the shortest completion time that misses at most one request in 1,000.
 """
 
 from pathlib import Path
@@ -47,7 +48,7 @@ def fleet(traces: Path, name: str, load: float, days: float) -> Setup:
 
 
 def row(setup: Setup, name: str, load: str, seeds: int) -> dict[str, Any]:
-    """All policies on one demand and load."""
+    """All policies on one demand trace and load."""
     share, static = best_static(setup, seeds, MISSED, SHARES)
     found = compare(setup, POLICIES, seeds, print)
     runs = {"static": static, **found.runs}

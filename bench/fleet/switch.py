@@ -1,12 +1,12 @@
-"""Role switches of one slot, warm beside cold: from the decision to the first token of an answer, and to the first step of the run.
+"""Warm and cold role switches of one slot: time from the decision to the first token of an answer, and to the run's first step.
 
     python -m bench.fleet.switch                         # SmolLM2-135M beside a run of 5 M parameters, 50 switches of each kind
     python -m bench.fleet.switch --switches 3 --width 64
     python -m bench.fleet.switch --device cuda --model MODEL --width 1024
 
-The slot trains, is lent to chat, answers one request, and trains again. A warm loan lets the run and the server sleep, a cold one
-ends their processes; they alternate, after one of each that is not counted. At the end the loss of every step is compared with that
-of the same run undisturbed, unless `--no-check` is given.
+The slot trains, is lent to chat, answers one request, and trains again. In a warm loan the run and the server sleep; in a cold loan
+their processes end. The two alternate, after one warm-up of each. At the end the loss of every step is compared with that of the
+same run undisturbed, unless `--no-check` is given.
 """
 
 import json
@@ -40,7 +40,7 @@ KINDS = ("to chat", "to training")
 
 
 def run_config(width: int, device: str) -> RunConfig:
-    """A run that is longer than the measurement, whose losses are the same on every start."""
+    """A reproducible run that is longer than the measurement."""
     corpus = str(Path(sysconfig.get_path("stdlib")) / "email")
     fields = {
         "tokens": 100_000 * 4 * 128, "device": device, "dtype": "float32", "threads": 1, "compile": "off",
@@ -52,7 +52,7 @@ def run_config(width: int, device: str) -> RunConfig:
 
 
 class Opened(Front):
-    """Says which server was opened; no process of its own is between."""
+    """A front without a process: it only records which chat server was opened."""
 
     def __init__(self) -> None:
         self.opened: SimpleQueue[str] = SimpleQueue()
@@ -69,7 +69,7 @@ class Opened(Front):
 
 
 class Slot:
-    """The slot of a run, turned to chat and back."""
+    """A slot that switches between a run and chat."""
 
     def __init__(self, folder: Path, training: Training, chat: Chat):
         self.training, self.front = training, Opened()
@@ -87,7 +87,7 @@ class Slot:
         return self._loan(0.0)
 
     def _loan(self, keep_gib: float) -> dict[str, float]:
-        """Seconds of both switches. The owner comes back as one that can sleep, whoever had the slot."""
+        """Seconds of both switches of one loan. The owner always returns in a form that can sleep again."""
         self.world.sleepers.keep_bytes = keep_gib * 2**30
         began = self._apply(Lend(SLOT, "chat", self.world.clock() + 3600, "a loan of the measurement"))
         _first_token(self.front.opened.get(timeout=600))
@@ -135,7 +135,7 @@ def _first_token(url: str) -> None:
 
 
 def last_step(directory: Path) -> int:
-    """The last step that stands in a run's record."""
+    """The last step in a run's run.jsonl; 0 if there is none."""
     file = directory / "run.jsonl"
     if not file.exists():
         return 0
@@ -147,7 +147,7 @@ def last_step(directory: Path) -> int:
 
 
 def same_losses(training: Training) -> bool:
-    """Whether the run's losses are those of one that nothing disturbed."""
+    """Whether the run's losses equal those of the same run undisturbed."""
 
     class Until(Hook):
         def after_step(self, run: Any, done: Any) -> None:
@@ -163,7 +163,7 @@ def same_losses(training: Training) -> bool:
 
 
 def rows_of_times(times: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """Quantiles of each kind of switch, and what they are measured on."""
+    """A row for each kind of switch: its quantiles and all its times, in seconds."""
     rows = []
     for way, found in times.items():
         for kind in KINDS:

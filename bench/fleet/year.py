@@ -1,9 +1,9 @@
-"""A year of 600,000 accelerators of three kinds at three sites, simulated: events, seconds, memory.
+"""Simulate a year of 600,000 accelerators of three kinds at three sites: events, seconds, memory.
 
     python -m bench.fleet.year --traces FOLDER [--policy lend]
 
-Philly's jobs are times 100 nodes, so that some 400,000 in the year make 85 % of training's nodes; demand is ServeGen's
-m-small and m-mid, with days drawn again for a year.
+FOLDER is that of `bench.fleet.policies`. Philly's jobs take 100 nodes per GPU, so that some 400,000 jobs in the year load 85 % of
+training's nodes. Demand is ServeGen's m-small and m-mid, with days resampled to a year.
 """
 
 import resource
@@ -24,7 +24,7 @@ DEMANDS = {"tx-h100": "m-small", "va-b200": "m-mid"}
 
 
 def fleet(traces: Path, days: float) -> Setup:
-    """75,000 nodes of eight; chat owns half of two pools, and the cap is what nine tenths of the nodes take at work."""
+    """75,000 nodes of eight accelerators; chat owns half of two pools."""
     sites: dict[str, Any] = {region: {"region": region} for region, _, _ in POOLS.values()}
     sites["TX"]["price_csv"] = str(traces / "power_price" / "US-TEX-ERCO_electricity_prices_2023.csv")
     sites["TX"]["carbon_csv"] = str(traces / "carbon" / "TX_NG_avgCI.csv")

@@ -1,9 +1,9 @@
-"""The fast parts of a run on a GPU, each beside the same function in float64 or float32, on fresh random inputs.
+"""Check the fast paths of a run on a GPU against the same functions in float64 or float32, on fresh random inputs.
 
-    PYTHONPATH=src python -m bench.gpu.check                  # needs PyTorch alone; ends with 1 where a check fails
-    PYTHONPATH=src python -m bench.gpu.check --device cpu     # what of it a CPU can show
+    PYTHONPATH=src python -m bench.gpu.check                  # needs only PyTorch; exits with 1 if a check fails
+    PYTHONPATH=src python -m bench.gpu.check --device cpu     # the checks that a CPU can do
 
-An error is the norm of the difference over the norm of the reference, the worst over values and gradients.
+An error is the norm of the difference over the norm of the reference, the largest over values and gradients.
 """
 
 import copy
@@ -24,11 +24,11 @@ from tenfold.spec.model import ModelSpec
 from tenfold.train.activation_checkpointing import ActivationCheckpointing, checkpoint_activations
 from tenfold.train.compile import compile_blocks, use_document_blocks
 
-HALF = 1.5e-2  # what bfloat16 operands may differ by
+HALF = 1.5e-2  # largest error with bfloat16 operands
 
 
 def error(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """The worst relative difference; infinity if one is not a number."""
+    """The largest relative difference; infinity if one is NaN."""
     worst = [((f.double() - w.double()).norm() / w.double().norm()).item() for f, w in zip(found, wanted, strict=True)]
     return max(worst) if all(value == value for value in worst) else float("inf")
 
@@ -77,7 +77,7 @@ def check_loss(device: torch.device) -> float:
 
 
 def check_model(device: torch.device, what: ActivationCheckpointing) -> float:
-    """A model compiled block by block under autocast, with documents and activation checkpointing, beside it plain in float32."""
+    """A model compiled block by block under autocast, with documents and activation checkpointing, against plain float32."""
     spec = ModelSpec("check", dim=256, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=704, vocab_size=1000)
     with device:
         plain = Llama(spec)
@@ -110,7 +110,7 @@ def check_waiting(device: torch.device) -> float:
 
 
 def checks(device: torch.device) -> dict[str, tuple[Callable[[], float], float]]:
-    """Each check with the error that it may have."""
+    """Each check by name, with the largest error that it may have."""
     allowed = HALF if device.type == "cuda" else 1e-4
     found: dict[str, tuple[Callable[[], float], float]] = {}
     for head_dim in (64, 128):

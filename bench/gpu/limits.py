@@ -10,7 +10,7 @@ import torch
 
 
 def clocked(work: Callable[[], Any], rounds: int, device: torch.device, warm: int = 3) -> Iterator[float]:
-    """Seconds of each call of `work`, back to back: on a GPU between its own marks, so that the host may run ahead."""
+    """Seconds of each call of `work`, back to back. On a GPU they are measured by CUDA events, so that the host may run ahead."""
     for _ in range(warm):
         work()
     if device.type != "cuda":

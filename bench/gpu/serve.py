@@ -1,14 +1,20 @@
-"""Serving on one GPU: Llama-3.2-1B's shape with random weights in bf16, beside the speed of its memory and beside transformers.
+"""Serving on one GPU: Llama-3.2-1B's shape with random bf16 weights, compared with the memory's speed and with transformers.
 
-    PYTHONPATH=src python -m bench.gpu.serve                 # all, about two minutes
+    PYTHONPATH=src python -m bench.gpu.serve                 # all parts, about two minutes
     PYTHONPATH=src python -m bench.gpu.serve --parts copy one
 
-Parts: `copy` and `matmul` are the machine's own limits (a device-to-device copy, bytes read and written; an 8192-cubed
-product); `greedy` compares tokens with the plain model's; `one` is the decode of a single reply, its bytes (weights, and the
-cache up to each token) times tokens/s over the copy; `many` is nano-vllm's workload, 256 requests of 100 to 1024 random
-tokens in and out, all at once, sampled at temperature 0.6, and its share of the least time that this work can take:
-each step's larger of bytes over the copy and operations over the product; `transformers` is the same single reply with its
-static cache and compiled forward. A part that fails is written down as failed, and the next one runs.
+Parts:
+
+- `copy`, `matmul`: the machine's own limits (a device-to-device copy, bytes read and written; an 8192-cubed product).
+- `greedy`: compares tokens with the plain model's.
+- `one`: decodes a single reply. Its share of the limit is its bytes (weights, and the cache up to each token) times tokens/s,
+  over the copy. Needs `copy`.
+- `many`: nano-vllm's workload, 256 requests of 100 to 1024 random tokens in and out, all at once, sampled at temperature 0.6. Its
+  share is the least possible time over the measured one; a step takes at least the larger of its bytes over the copy and its FLOPs
+  over the product. Needs `copy` and `matmul`.
+- `transformers`: the same single reply with its static cache and compiled forward.
+
+A part that fails is recorded as failed, and the next one runs.
 """
 
 import argparse
@@ -39,7 +45,7 @@ CONTEXT, PROMPT = 2048, 128
 
 
 class Bench:
-    """What the parts share: the model, the limits measured so far, the rows."""
+    """State that the parts share: the model, the limits measured so far, the rows."""
 
     def __init__(self, spec: ModelSpec, device: str, new: int, requests: int, longest: int):
         self.spec, self.device, self.new, self.requests, self.longest = spec, torch.device(device), new, requests, longest
@@ -76,7 +82,7 @@ class Bench:
         return {"tflops": self.flops_per_s / 1e12}
 
     def greedy(self) -> dict[str, Any]:
-        """In float32 every token must be that of the plain model; in bf16 those that are not must be near ties."""
+        """Compare with the plain model: in float32 every token must be equal; in bf16 different tokens must be near ties."""
         few, wide = {}, self.model
         small = replace(self.spec, n_layers=2, vocab_size=4096)
         torch.manual_seed(1)
@@ -123,6 +129,8 @@ class Bench:
                 best = {"tokens_per_s": rate, "pdl": early, "tokens": tokens}
             elif tokens != best["tokens"]:
                 tried[f"pdl {early}"] = f"{rate:.1f}, but other tokens"
+        if not best:
+            raise RuntimeError(f"decoding failed with and without programmatic launches: {tried}")
         kernels.pdl = best["pdl"]
         best.pop("tokens")
         return {**best, "tried": tried, **self._share(best["tokens_per_s"])}
@@ -143,7 +151,7 @@ class Bench:
 
     def _share(self, tokens_per_s: float) -> dict[str, Any]:
         per_token = cache_block_bytes(self.spec, self.dtype) / BLOCK
-        weights = sum(p.nbytes for p in self.model.parameters())  # tied: the head is read, the table looked up
+        weights = sum(p.nbytes for p in self.model.parameters())  # tied: read whole once, as the head
         read = weights + per_token * (PROMPT + self.new / 2)
         return {"bytes_per_token": read, "share_of_copy": read * tokens_per_s / self.copy_bytes_per_s, "bar": 0.8}
 
@@ -151,7 +159,7 @@ class Bench:
         chance = Random(0)
         lengths = [(chance.randint(100, self.longest), chance.randint(100, self.longest)) for _ in range(self.requests)]
         engine = self.engine(self.requests)
-        self._serve(engine, [(20, 5)] * 3 + [(300, 3)] * 8)  # compiles what is to be compiled
+        self._serve(engine, [(20, 5)] * 3 + [(300, 3)] * 8)  # warm-up: compiles the kernels
         taken, steps, host = self._serve(engine, lengths)
         out = sum(n for _, n in lengths)
         least = self._least_seconds(lengths)
@@ -170,7 +178,7 @@ class Bench:
         }
 
     def _serve(self, engine: AsyncSchedulingEngine, lengths: list[tuple[int, int]]) -> tuple[float, int, float]:
-        """Seconds from the first request to the last token, steps, and seconds that the host did not wait in."""
+        """(seconds from the first request to the last token, steps, seconds in which the host did not wait for the device)."""
         for i, (n, new) in enumerate(lengths):
             engine.add(Request(str(i), self.tokens(i, n), Sampling(temperature=0.6, seed=i, max_tokens=new, ignore_stop=True)))
         self.synchronize()
@@ -183,7 +191,7 @@ class Bench:
         return taken, int(engine.stats()["steps"] - before), taken - engine.waited
 
     def _least_seconds(self, lengths: list[tuple[int, int]]) -> float:
-        """All prompts in one step, then a step for every token of the longest reply; weights are read once a step."""
+        """A lower bound: all prompts in one step, then one step per token of the longest reply; weights are read once a step."""
         spec, per_token = self.spec, cache_block_bytes(self.spec, self.dtype) / BLOCK
         matrices = spec.parameters().matrix_active
         head = spec.vocab_size * spec.dim
@@ -201,7 +209,7 @@ class Bench:
         return total
 
     def transformers(self) -> dict[str, Any]:
-        """In a process of its own, which can be stopped."""
+        """Run in a subprocess, so that it can be stopped at the deadline."""
         command = [sys.executable, "-m", "bench.gpu.serve", "--transformers", "--new", str(self.new)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=self.left(), check=False, cwd=ROOT)
         if done.returncode:
@@ -253,10 +261,10 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=512, help="tokens of a single reply")
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--longest", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=0, help="fewer layers, for a try")
-    parser.add_argument("--vocab", type=int, default=0, help="fewer tokens, for a try")
-    parser.add_argument("--seconds", type=float, default=145, help="transformers is stopped then")
-    parser.add_argument("--device", default="cuda", help="cpu runs the plain operations, for a try")
+    parser.add_argument("--layers", type=int, default=0, help="fewer layers, for a quick trial")
+    parser.add_argument("--vocab", type=int, default=0, help="a smaller vocabulary, for a quick trial")
+    parser.add_argument("--seconds", type=float, default=145, help="seconds after the start at which transformers is stopped")
+    parser.add_argument("--device", default="cuda", help="cpu runs the plain operations, for a quick trial")
     parser.add_argument("--transformers", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     begin = time.monotonic()

@@ -1,12 +1,12 @@
-"""Where the time of one training step goes, and the least that each part could take, as a table and an image.
+"""Where the time of one training step goes, and a lower bound (floor) for each part, as a table and an image.
 
     PYTHONPATH=src python -m bench.gpu.step_account --case 1b
-    PYTHONPATH=src python -m bench.gpu.step_account --device cpu --case tiny --batch 2 --seq-len 256     # shows that it works
+    PYTHONPATH=src python -m bench.gpu.step_account --device cpu --case tiny --batch 2 --seq-len 256     # tests the script
 
-Kernels are sorted by name into matrix products, attention, optimizer and the rest, which is bound by memory; idle is the time
-between them. Floors: products and attention by the spec's FLOPs at the machine's own matrix rate; the optimizer by the bytes
-of weights, gradients and moments that it must read and write at the machine's own copy rate; the rest by the bytes of a
-count for each layer (`least_bytes`) at the same rate. Written to `bench/results/step_account.json` and `docs/step.png`.
+Kernels are sorted by name into matrix products, attention, optimizer and the rest, which is bound by memory. Idle is the time
+between kernels. Floors: products and attention by the spec's FLOPs at the machine's own matrix rate; the optimizer by the bytes
+of weights, gradients and moments that it must read and write at the machine's own copy rate; the rest by a count of bytes for
+each layer (`least_bytes`) at the same rate. Writes `bench/results/step_account.json` and `docs/step.png`.
 """
 
 import statistics
@@ -20,8 +20,8 @@ from bench.harness import ROOT, options, write_results
 from bench.train.sides import Job, Side
 
 IMAGE = ROOT / "docs" / "step.png"
-# In this order: the first that has a word of the name takes the kernel. CUDA kernels of cuBLAS, CUTLASS, cuDNN, Triton
-# and ATen; on a CPU the names of operators.
+# A kernel belongs to the first part with a word that its name contains. The words are from names of CUDA kernels (cuBLAS, CUTLASS,
+# cuDNN, Triton, ATen) and of CPU operators.
 KINDS = {
     "attention": ("flash", "fmha", "cudnn_generated_fort", "sdpa", "flex_attention", "scaled_dot_product"),
     "optimizer": ("adam", "multi_tensor", "foreach", "lpnorm", "linalg_vector_norm"),
@@ -30,22 +30,22 @@ KINDS = {
     ),
 }  # fmt: skip
 REST = "bound by memory"
-# Spans over kernels, not kernels.
+# Profiler events that span kernels and are no kernels themselves.
 MARKS = ("ProfilerStep", "Optimizer.", "cuda", "##", "Torch-Compiled", "CompiledF", "AOTDispatcher")
 
 
 def kind_of(name: str) -> str:
-    """Which part of the account a kernel belongs to."""
+    """The part of the account that a kernel belongs to."""
     return next((kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), REST)
 
 
 def least_bytes(side: Side) -> dict[str, float]:
-    """Bytes that must pass through memory beside the products' own: reading once what is needed, writing once what is made.
+    """The least bytes of memory traffic beside the products' own: inputs are read once and outputs written once.
 
-    A layer in bf16, forward and backward: two norms (read and write the stream, 3 passes over it in all), the turning of
-    queries and keys, SwiGLU (2 in, 1 out; then 3 in, 2 out), the additions. The loss reads its logits twice and writes
-    their gradient once. The optimizer reads weights, gradients and two moments and writes three of these; the norm and
-    the clipping read the gradients twice and write them once. Under autocast weights are cast there, gradients back.
+    A layer in bf16, forward and backward: two norms (3 passes over the residual stream, read and write), the rotation of queries
+    and keys, SwiGLU (2 in, 1 out; then 3 in, 2 out), the additions. The loss reads its logits twice and writes their gradient
+    once. The optimizer reads weights, gradients and two moments and writes weights and moments; the norm and the clipping read
+    the gradients twice and write them once. Under autocast weights are cast to bf16 and gradients back.
     """
     spec, tokens = side.spec, side.rows.tokens
     value = 4.0 if side.device.type == "cpu" or side.job.weights != "bfloat16" else 2.0
@@ -61,7 +61,7 @@ def least_bytes(side: Side) -> dict[str, float]:
 
 
 def kernels(side: Side, steps: int) -> list[tuple[str, float]]:
-    """Name and seconds a step of every kernel (on a CPU: of every operator, without what it calls)."""
+    """(name, seconds per step) of every kernel; on a CPU of every operator, without the operators that it calls."""
     gpu = side.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CUDA if gpu else torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile:
@@ -109,7 +109,7 @@ def account(side: Side, steps: int, flops_per_s: float, bytes_per_s: float) -> l
 
 
 def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Two bars: the step as it is and its floors."""
+    """Draw two bars: the measured step and its floors."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,19 +1,18 @@
-"""How fast the trainer is on one GPU, beside its own limit and beside `transformers`.
+"""Speed of the trainer on one GPU, compared with the GPU's own limit and with `transformers`.
 
     PYTHONPATH=src python -m bench.gpu.train --seconds-in-all 240
-    PYTHONPATH=src python -m bench.gpu.train --device cpu --tiny   # on a machine without a GPU: no figure of it counts
+    PYTHONPATH=src python -m bench.gpu.train --device cpu --tiny   # tests the script without a GPU; its figures mean nothing
 
-The limit is the machine's own 8192-cubed bf16 product, measured before and after; beside it stands the grouped product of
-experts at Scout's shape, with balanced and with skewed shares. Every side runs in a process of its own,
-with its own time limit, in rounds that take turns; a side that fails is a row with its reason. A step is the trainer's own on
-both sides: forward, backward, clipping and a fused AdamW step on fresh copies of the batch; FLOPs are those of `tenfold.spec`,
-causal attention halved, and with documents only what is attended within each. Medians over the steps of all rounds, with the
-slowest and fastest.
+The limit is the machine's own 8192-cubed bf16 product, measured before and after. The grouped product of experts at Scout's shape
+is measured too, with balanced and with skewed shares. Every side runs in its own process with its own time limit, and the sides
+alternate in rounds; a side that fails becomes a row with its reason. Both sides run the trainer's own step: forward, backward,
+clipping and a fused AdamW step on fresh copies of the batch. FLOPs are those of `tenfold.spec`, with causal attention halved, and
+with documents only the attention within each. Figures are medians over the steps of all rounds, with the slowest and fastest.
 
-`vs_transformers` is beside the faster of its eager and compiled form, both with bf16 weights, which is the fastest they can be
-had. Ours keeps float32 weights and moments under autocast, as the trainer does; `bf16 weights` is the like for like.
-Rows of cases that are not measured again stay, if they are of the same kind of GPU; so cases can be measured one by one.
-The first round compiles into an empty cache; `first_step_cached_s` is that of a later round, from the start of the process.
+`vs_transformers` compares with the faster of its eager and compiled form, both with bf16 weights, its fastest format. Tenfold keeps
+float32 weights and moments under autocast, as the trainer does; the rows `bf16 weights` are like for like. Rows of cases that are
+not measured again stay in the file if they are from the same kind of GPU, so cases can be measured one by one. The first round
+compiles into an empty cache; `first_step_cached_s` is from a later round, counted from the start of the process.
 """
 
 import json
@@ -36,7 +35,7 @@ Job = dict[str, Any]
 
 
 def cases(tiny: bool) -> dict[str, list[tuple[str, Job]]]:
-    """For each case its sides by name, the most important first."""
+    """For each case its sides, by name; the most important cases first."""
     ours: Job = {"system": "tenfold", "weights": "float32"}
     bf16: Job = {"system": "tenfold", "weights": "bfloat16"}
     theirs: Job = {"system": "transformers", "weights": "bfloat16"}
@@ -58,7 +57,7 @@ def cases(tiny: bool) -> dict[str, list[tuple[str, Job]]]:
 
 
 def toys(found: dict[str, list[tuple[str, Job]]]) -> dict[str, list[tuple[str, Job]]]:
-    """Few sides of a toy's size, compiled without a compiler: bf16 weights and fp8 are a GPU's matter, one shape is enough."""
+    """A few sides in toy sizes with the backend "eager", which needs no compiler and no GPU."""
     small: Job = {
         "case": "tiny", "batch": 2, "seq_len": 256, "seconds": 0.2, "most_rows": 3, "weights": "float32", "backend": "eager",
     }  # fmt: skip
@@ -72,14 +71,14 @@ def toys(found: dict[str, list[tuple[str, Job]]]) -> dict[str, list[tuple[str, J
 
 
 def run_side(job: Job, seconds: float, cache: str) -> dict[str, Any]:
-    """What one process found, or `reason` in words why there is nothing."""
+    """Run one side in a subprocess; its results, or `reason`: why there are none."""
     command = [sys.executable, "-m", "bench.train.sides", json.dumps(job | {"began": time.time()})]
     environment = os.environ | {
         "TORCHINDUCTOR_CACHE_DIR": cache,
         "TRITON_CACHE_DIR": str(Path(cache) / "triton"),
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }
-    # A session of its own, so that the compiler's processes end with it.
+    # Its own process group, so that the compiler's processes can be killed with it.
     side = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT, start_new_session=True
     )
@@ -99,7 +98,7 @@ def run_side(job: Job, seconds: float, cache: str) -> dict[str, Any]:
 
 
 def row(case: str, system: str, found: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row from what the rounds of a side found."""
+    """One row from a side's results of all rounds."""
     good = [f for f in found if "reason" not in f]
     if not good:
         return {"case": case, "system": system, "reason": found[-1]["reason"] if found else "not reached in the time given"}
@@ -132,11 +131,11 @@ def row(case: str, system: str, found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def earlier(name: str, gpu: str, again: set[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Rows of the file as it is that were measured on the same kind of GPU and are not measured `again`."""
+    """Rows already in the file that were measured on the same kind of GPU and are not measured `again`."""
     return [r for r in rows_of(name) if r.get("gpu") == gpu and (r["case"], r["system"]) not in again]
 
 
-# Of a case and a system: what it is set beside in `vs_plain`.
+# For a case: the case and system that `vs_plain` compares with.
 PLAIN = {
     "1B, documents of 1000 in 8192": ("1B, 4 x 8192", "tenfold"),
     "8B's width, 8 layers, fp8": ("8B's width, 8 layers, 4 x 8192", "tenfold, bf16 weights"),
@@ -145,7 +144,7 @@ PLAIN = {
 
 
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with what they are beside the limit, `transformers` and one another."""
+    """The rows, with their ratios to the limit, to `transformers` and to one another."""
     measured = [r for r in rows if "tokens_per_s" in r]
     for r in measured:
         r["share_of_limit"] = r["tflops"] / r["limit_tflops"]
@@ -171,7 +170,7 @@ def headline(rows: list[dict[str, Any]]) -> Headline:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown, those without figures with their reason."""
+    """The rows as a Markdown table; a row without figures has its reason."""
     formats = {"tokens_per_s": ".0f", "tflops": ".1f", "share_of_limit": ".1%", "vs_transformers": ".2f"}
     lines = [" | ".join(("", *COLUMNS, "")).strip(), "|---" * len(COLUMNS) + "|"]
     for r in rows:
@@ -185,7 +184,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 class Rounds:
-    """Sides that take turns in rounds, each with its time limit, and the results that they have had so far."""
+    """The sides, which alternate in rounds with a time limit each, and their results so far."""
 
     def __init__(self, given: Namespace):
         self.given, self.end = given, time.monotonic() + given.seconds_in_all
@@ -207,7 +206,7 @@ class Rounds:
         self.limits.append(self.run({"what": "limit"}))
 
     def take_turns(self, turn: int) -> None:
-        """One round: a side that failed fails again, and what the time left does not allow is not begun."""
+        """Run one round. Skips sides that failed before, and stops starting sides when little time is left."""
         for (case, system), job in self.jobs.items():
             before = self.found[case, system]
             failed = turn and all("reason" in f for f in before)
@@ -240,13 +239,13 @@ class Rounds:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes: shows that the script works, measures nothing")
-    parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name holds one of these")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes: tests the script, measures nothing")
+    parser.add_argument("--cases", nargs="*", default=[], help="only cases whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of steps, each side and round")
-    parser.add_argument("--seconds-a-side", type=float, default=110.0, help="after which a side is given up")
-    parser.add_argument("--seconds-in-all", type=float, default=3600.0, help="after which no further side is begun")
-    parser.add_argument("--name", default="gpu_train", help="of the file in bench/results")
+    parser.add_argument("--seconds", type=float, default=6.0, help="seconds of steps, for each side and round")
+    parser.add_argument("--seconds-a-side", type=float, default=110.0, help="seconds after which a side is stopped")
+    parser.add_argument("--seconds-in-all", type=float, default=3600.0, help="seconds after which no further side is started")
+    parser.add_argument("--name", default="gpu_train", help="name of the file in bench/results")
     given = parser.parse_args()
     rounds = Rounds(given)
     rounds.measure_limit()

@@ -1,6 +1,7 @@
-"""Sums of two or three small numbers from reasoning-gym, and a reward for a right last number: `--rewards` of `tenfold learn grpo`.
+"""Sums of two or three small numbers from reasoning-gym, for `--rewards` of `tenfold learn grpo`.
 
-reasoning-gym's own judgement wants the number alone; a small chat model says it in a sentence.
+The reward is 1 if the last number of the answer is right. reasoning-gym's own check wants the number alone, but a small chat model
+says it in a sentence.
 """
 
 import re

@@ -1,9 +1,9 @@
-"""SmolLM2-135M-Instruct as GGUF files: greedy answers of llama.cpp beside ours, and what each format costs.
+"""SmolLM2-135M-Instruct as GGUF files: greedy answers of llama.cpp compared with ours, and the loss of precision of each format.
 
     python -m bench.learn.exports --prompts 50 --length 16 --kinds f16 q8_0 q4_0 q4_k
 
-For each format the greedy answers of llama.cpp to the prompts are compared with those of the model that was exported, and the
-divergence from that model is measured on its own answers, in nats a token with a 95 % interval over prompts.
+For each format the greedy answers of llama.cpp to the prompts are compared with those of the original model. The divergence of the
+exported model from the original is measured on the original's answers, in nats per token, with a 95 % interval over prompts.
 """
 
 import sys

@@ -1,13 +1,13 @@
-"""From 600 judgements of simulated users to the next generation: do people who were never asked like its answers better?
+"""From 600 judgements of simulated users to the next generation: is it preferred on prompts of users who were held out?
 
     python -m bench.learn.next                                   # SmolLM2-135M-Instruct, `tenfold learn next --kind dpo`
-    python -m bench.learn.next --judgements 60 --steps 4 --dry   # a try
+    python -m bench.learn.next --judgements 60 --steps 4 --dry   # a quick trial
 
-Users with a hidden preference (`tenfold.learn.users.Taste`) each say one thing twice to a running server, and give the answer that
-they prefer, with noise, a thumb up and the other a thumb down. `tenfold learn next` makes the next generation of it, and judges it.
-Then both models answer the prompts of the users who were held out by their likeliest tokens, and the preference, without its
-noise, judges each pair; a tie is half a win. The interval is that of the gate. `--evaluation-prompts` questions with one
-right answer are the named evaluation in which the new model must not be worse. Writes bench/results/next.json.
+Users with a hidden preference (`tenfold.learn.users.Taste`) each send one prompt twice to a running server. They give the answer
+that they prefer, with noise, a thumb up and the other a thumb down. `tenfold learn next` trains the next generation on them and
+runs the gate. Then both models answer the prompts of the held-out users greedily, and the preference, without noise, judges each
+pair; a tie is half a win. The interval is that of the gate. `--evaluation-prompts` questions with one right answer are the
+evaluation in which the new model must not be worse. Writes bench/results/next.json.
 """
 
 import json
@@ -42,7 +42,7 @@ LONGEST = 48
 
 
 def judge(server: str, count: int) -> None:
-    """So many users ask and say what they prefer by their thumbs, some at once."""
+    """Let `count` users ask the server and rate two answers each, eight users at a time."""
     draw = random.Random(0)
     prompts = draw.sample([f"{frame.format(thing)} {BRIEFLY}" for frame in ASKED for thing in THINGS], count)
     with ThreadPoolExecutor(8) as users:
@@ -50,7 +50,7 @@ def judge(server: str, count: int) -> None:
 
 
 def wins(new: Path, old: Path, held_out: Path) -> WinRate:
-    """How often the new model's answer to a held-out prompt has more points than the old one's."""
+    """How often the new model's answer to a held-out prompt scores higher than the old model's."""
     taste, prompts = Taste(), [one.prompt for one in read_judgements(held_out)]
     points = [[taste.points(said.text) for said in answers(model, prompts, LONGEST)] for model in (new, old)]
     return win_rate([ours - theirs for ours, theirs in zip(*points, strict=True)])

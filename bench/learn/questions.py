@@ -1,4 +1,4 @@
-"""Questions that have one right answer, to tune on and to evaluate."""
+"""Questions with one right answer, for tuning and for evaluation."""
 
 import random
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Question(NamedTuple):
 
 
 def questions(count: int) -> list[Question]:
-    """So many, none twice; always the same."""
+    """`count` different questions; the same ones for each call."""
     asked = {f"What is {a} + {b}? Reply with the number alone.": str(a + b) for a in range(2, 10) for b in range(2, 10)}
     asked |= {f"What is the capital of {land}? Reply with one word.": city for land, city in CAPITALS.items()}
     return [Question(*one) for one in random.Random(0).sample(list(asked.items()), count)]

@@ -1,8 +1,8 @@
-"""GRPO on sums of reasoning-gym's (bench/learn/arithmetic.py): success on unseen prompts before and after half an hour.
+"""GRPO on reasoning-gym's sums (bench/learn/arithmetic.py): success on unseen prompts before and after half an hour of training.
 
     python -m bench.learn.rewards --minutes 30
 
-Both models answer the same prompts by their likeliest tokens; the interval of the difference is paired by prompt (bootstrap).
+Both models answer the same prompts greedily. The interval of the difference is paired by prompt (bootstrap).
 """
 
 import tempfile
@@ -28,7 +28,7 @@ ASKED = 300  # unseen prompts
 
 
 def successes(model: Path, longest: int) -> np.ndarray:
-    """Whether each unseen prompt is answered rightly: none of them is among those that are learned from."""
+    """For each of `ASKED` prompts that are not in the training set: whether the model answers it correctly."""
     learned = {str(row["prompt"]) for row in prompts()}
     found = {str(row["prompt"]): row for row in prompts(UNSEEN, 10 * ASKED)}
     unseen = [row for prompt, row in found.items() if prompt not in learned][:ASKED]
@@ -46,9 +46,9 @@ def seconds_of_a_step(directory: Path) -> float:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--model", type=Path, help="in Hugging Face layout; SmolLM2-135M-Instruct where left out")
+    parser.add_argument("--model", type=Path, help="a model in Hugging Face layout; by default SmolLM2-135M-Instruct")
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--longest", type=int, default=24, help="tokens of an answer")
+    parser.add_argument("--longest", type=int, default=24, help="most tokens of an answer")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=96)
     parser.add_argument("--learning-rate", type=float)

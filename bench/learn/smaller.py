@@ -1,13 +1,13 @@
-"""A model trained here made smaller: a taught student beside one trained from scratch with equal compute, and weights of 4 bits.
+"""Make a model smaller: a distilled student compared with training from scratch at equal compute, and 4-bit weights.
 
-    python -m bench.learn.smaller                          # a climb of 5e12 FLOPs first: its model is the teacher
-    python -m bench.learn.smaller --top 5e11 --dry         # a try
-    python -m bench.learn.smaller --home generations       # with a climb that there is
+    python -m bench.learn.smaller                          # first a climb of 5e12 FLOPs; its model is the teacher
+    python -m bench.learn.smaller --top 5e11 --dry         # a quick trial
+    python -m bench.learn.smaller --home generations       # with an existing climb
 
-Students are pruned to half of the parameters and taught on each of `--shares` of the tokens that their teacher learned from. The
-same shape begins with random weights, too, and learns from more of the same text: as much as the teacher's forward passes would
-have paid for. "Recovered" is the share of the gap between that model and the teacher that the student closes. The gain over the
-model from scratch is forecast before either runs: by the climb's law, and by the forecast of `tenfold learn distil`. Writes
+Students are pruned to half of the parameters and taught on each of `--shares` of their teacher's training tokens. The same shape
+with random weights is trained on more of the same text, by as many tokens as the compute of the teacher's forward passes buys.
+"Recovered" is the share of the gap between that model and the teacher that the student closes. The student's gain over the model
+from scratch is forecast before either runs, from the climb's law and from the forecast of `tenfold learn distil`. Writes
 bench/results/smaller.json.
 """
 
@@ -33,7 +33,7 @@ from tenfold.train.text import open_source
 
 
 def student(home: Path, teacher: Path, share: float) -> Row:
-    """The taught student beside the same shape from scratch, in nats a token of held-out text."""
+    """The distilled student and the same shape from scratch, in nats per token of held-out text."""
     run = tomllib.loads((teacher / "run.toml").read_text())
     text, seq_len, tokens = run["data"]["corpus"], run["data"]["seq_len"], int(share * run["tokens"])
     sizes = ("--tokens", tokens, "--seq-len", seq_len)
@@ -59,7 +59,7 @@ def student(home: Path, teacher: Path, share: float) -> Row:
 
 
 def filled(home: Path, teacher: Path) -> Path:
-    """The teacher, or where its rows do not fill groups of weights, a model of the next width whose rows do, trained as it was."""
+    """The teacher; if its rows do not fill groups of weights, a model of the next width that does, trained in the same way."""
     left, _ = left_as_they_are(read_model(teacher / "model"))
     if left == 0:
         return teacher
@@ -69,7 +69,7 @@ def filled(home: Path, teacher: Path) -> Path:
 
 
 def four_bits(home: Path, model: Path, text: str, *arguments: str) -> Row:
-    """What weights of 4 bits cost, with arguments of `tenfold learn quantise`."""
+    """The change of perplexity with 4-bit weights, for further arguments of `tenfold learn quantise`."""
     name = "-".join(["int4", model.parent.name, *(argument.strip("-") for argument in arguments)])
     found = tenfold("learn", "quantise", model, "--to", "int4", "--home", home, "--data", text, "--name", name, *arguments)
     return {"what": "int4", "model": model.parent.name, "arguments": list(arguments)} | found
@@ -89,10 +89,10 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--home", type=Path, help="of a climb; one is made where it has none")
-    parser.add_argument("--top", type=float, default=5e12)
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.15, 0.5], help="of the teacher's tokens")
-    parser.add_argument("--rounding-steps", type=int, default=100, help="of each block, where rounding is tuned")
+    parser.add_argument("--home", type=Path, help="the home of a climb; a climb is run if it has none")
+    parser.add_argument("--top", type=float, default=5e12, help="FLOPs of the climb, if one is run")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.15, 0.5], help="shares of the teacher's tokens")
+    parser.add_argument("--rounding-steps", type=int, default=100, help="steps for each block with tuned rounding")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     given = parser.parse_args()
     home = given.home or Path(tempfile.mkdtemp())
@@ -107,7 +107,7 @@ def main() -> None:
     for how in ((), ("--qat",), tuned, ("--rotate",), ("--rotate", *tuned)):
         rows.append(four_bits(home, judged, text, *how))
     small = unpacked(smollm2(), home / "smollm2")
-    # Its weights lie on a grid of 4 bits already: rounding is judged on the same function in other channels.
+    # SmolLM2's GGUF weights already lie on a 4-bit grid, so rounding is tested on rotated weights, which compute the same function.
     rows += [four_bits(home, small, text, *how) for how in (("--rotate",), ("--rotate", *tuned))]
     print(*rows, sep="\n")
     if not given.dry:

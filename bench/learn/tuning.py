@@ -1,9 +1,9 @@
-"""SFT and DPO beside TRL on one model: the same chats, the same tokens in a step, both in float32, sides that take turns.
+"""Speed of SFT and DPO compared with TRL on one model: the same chats per step, both in float32, in alternating rounds.
 
     python -m bench.learn.tuning --threads 2
 
-A token counts where it is one of a chat or an answer: padding is nobody's work. TRL computes the reference of DPO in every step
-unless told otherwise; `--precomputed` lets it, too, have it beforehand.
+Only tokens of chats and answers count, not padding. By default TRL computes the reference of DPO in every step; `--precomputed`
+lets TRL compute it beforehand, as Tenfold does.
 """
 
 import json
@@ -25,11 +25,11 @@ from tenfold.train.tasks.find import open_task
 
 ROUNDS = 5
 SEQ_LEN = 512
-ROWS = 4  # of ours in a step; TRL gets as many chats as these hold
+ROWS = 4  # of Tenfold's in a step; TRL gets the chats that these rows hold
 
 
 def chats(count: int) -> list[list[dict[str, str]]]:
-    """Questions and answers of many lengths, always the same."""
+    """Questions and answers of many lengths; the same ones for each call."""
     words = Path(__file__).read_text().split()
 
     def text(i: int, n: int) -> str:
@@ -52,7 +52,7 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
 
 
 def ours(kind: str, model: Path, file: Path) -> tuple[Callable[[], float], int, int]:
-    """A step of ours, its tokens, and how many chats or pairs it has."""
+    """(Tenfold's step, which returns its seconds; its number of tokens; its number of chats or pairs)."""
     fields = {
         "tokens": ROWS * SEQ_LEN, "init_from": str(model), "dtype": "float32", "task": {"name": kind},
         "data": {"corpus": str(file), "seq_len": SEQ_LEN, "batch_size": ROWS, "max_epochs": 99},
@@ -76,7 +76,7 @@ def ours(kind: str, model: Path, file: Path) -> tuple[Callable[[], float], int, 
 
 
 def theirs(kind: str, model: Path, rows: list[dict[str, Any]], precomputed: bool) -> tuple[Callable[[], float], int]:
-    """A step of TRL's on as many rows, and its tokens."""
+    """(TRL's step on these rows, which returns its seconds; its number of tokens)."""
     import datasets
     import trl
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -134,9 +134,9 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--model", type=Path, help="in Hugging Face layout; SmolLM2-135M-Instruct where left out")
+    parser.add_argument("--model", type=Path, help="a model in Hugging Face layout; by default SmolLM2-135M-Instruct")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precomputed", action="store_true", help="TRL has the reference of DPO beforehand, too")
+    parser.add_argument("--precomputed", action="store_true", help="TRL also computes DPO's reference beforehand")
     parser.add_argument("--kinds", nargs="+", default=["sft", "dpo"], choices=["sft", "dpo"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -1,13 +1,13 @@
-"""Models that come in and go out: llama.cpp's vectors of vocabularies, and SmolLM2 from a GGUF file through training and out again.
+"""Import and export of models: llama.cpp's tokenizer test vectors, and SmolLM2 from GGUF through training and out again.
 
     python -m bench.model.in_and_out --llama-cpp llama.cpp --prompts 50 --steps 20 --models generations/g1/model
 
-`--llama-cpp` is llama.cpp's source. Its `models/ggml-vocab-*.gguf` have texts (`.inp`) and their tokens (`.out`) beside them; each
-file must give all of them, or be refused by name. SmolLM2-135M-Instruct is read from its GGUF file, trained for a few steps, and
-written in Hugging Face layout and as GGUF F16. Greedy answers of `transformers` to the one and of llama.cpp to the other are
-compared with ours, token for token. The same is asked of a model with a tokenizer that is trained here, and of one with experts.
-llama.cpp's own converter is given the directories, and those of `--models`; where it does not know a tokenizer, it gets the line
-that `tenfold export --to hf` says.
+`--llama-cpp` is llama.cpp's source tree. Beside its `models/ggml-vocab-*.gguf` are texts (`.inp`) and their tokens (`.out`). Each
+file must reproduce all of them, or be refused by name. SmolLM2-135M-Instruct is read from its GGUF file, trained for a few steps,
+and written in Hugging Face layout and as GGUF F16. Greedy answers of `transformers` to the one and of llama.cpp to the other are
+compared with ours, token for token. The same is done for a model with a tokenizer that is trained here, and for one with experts.
+llama.cpp's own converter converts these directories and those of `--models`; if it does not know a tokenizer, it gets the line
+that `tenfold export --to hf` prints.
 """
 
 import shutil
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def vocabulary(file: Path) -> Row:
-    """How many of a vocabulary's texts become the stated tokens; those without stated ones are read alone."""
+    """How many of a vocabulary's texts are encoded as the test vectors say; a vocabulary without vectors is only read."""
     try:
         tokenizer = read_gguf_tokenizer(file)
     except TenfoldError as error:
@@ -82,7 +82,7 @@ def vocabulary(file: Path) -> Row:
 
 
 def answered_rows(folder: Path, given: Namespace) -> Iterator[Row]:
-    """Answers of models in other runtimes beside ours."""
+    """A row for each model and runtime: how many answers equal ours."""
     models = {name: trained(folder / name, fields, given.steps) for name, fields in MADE.items()}
     models = {"SmolLM2": trained(folder / "smollm2", f'init_from = "{smollm2()}"', given.steps)} | models
     models |= {"/".join(path.parts[-2:]): path for path in given.models}
@@ -113,7 +113,7 @@ def trained(folder: Path, fields: str, steps: int) -> Path:
 
 
 def in_llamacpp(file: Path, prompts: Sequence[str], length: int) -> int:
-    """How many greedy answers of llama.cpp are those that this package gives of the same file."""
+    """How many greedy answers of llama.cpp equal Tenfold's from the same file."""
     tokenizer, stops = read_tokenizer(file), read_vocabulary(file).stop_tokens
     ours = answers(read_model(file).eval(), tokenizer, prompts, length)
     told = ask(str(file), [(answer.prompt, length) for answer in ours])
@@ -125,7 +125,7 @@ def in_llamacpp(file: Path, prompts: Sequence[str], length: int) -> int:
 
 
 def converted(model: Path, folder: Path, prompts: Sequence[str], given: Namespace) -> Row:
-    """Whether llama.cpp's converter takes a directory, by its own list of tokenizers or our line in it; its file's answers."""
+    """Convert a directory with llama.cpp's converter, by its own list of tokenizers or with our line added; compare its answers."""
     file, row = folder / "converted.gguf", {}
     for known, source in (("yes", given.llama_cpp), ("by our line", with_line(given.llama_cpp, folder / "converter", model))):
         command = [sys.executable, source / "convert_hf_to_gguf.py", model, "--outtype", "f16", "--outfile", file]
@@ -137,7 +137,7 @@ def converted(model: Path, folder: Path, prompts: Sequence[str], given: Namespac
 
 
 def with_line(source: Path, folder: Path, model: Path) -> Path:
-    """The converter with a tokenizer in its list, as `tenfold export --to hf` tells a user."""
+    """A copy of the converter with the model's tokenizer in its list, as `tenfold export --to hf` tells a user to add it."""
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("conversion", "gguf-py"):
         shutil.copytree(source / part, folder / part)
@@ -150,7 +150,7 @@ def with_line(source: Path, folder: Path, model: Path) -> Path:
 
 
 def in_transformers(model: Path, said: list[Answer]) -> int:
-    """How many answers are those of `transformers`, which ends where the model's files say that it ends."""
+    """How many answers equal those of `transformers`, which stops where the model's files say."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     theirs: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)

@@ -1,10 +1,10 @@
-"""Every layout that the planner shows, by the trainer's own check; and dry runs of some, on the trainer's own code.
+"""Check every layout that the planner shows with the trainer's own check, and dry-run some of them with the trainer's own code.
 
     python -m bench.plan.buildable
     python -m bench.plan.buildable --models smollm2-135m --worlds 8 --dry-runs 1
 
-All published models on 8 to 131,072 processes: the best layout and the next nine of each are checked, `--dry-runs` of them, the
-best ones of every model and number first, are run on fake processes (`tenfold train --dry-run`).
+For all published models on 8 to 131,072 processes, the best layout and the next nine are checked. `--dry-runs` of these layouts,
+the best of every model and number of processes first, are run on fake processes (`tenfold train --dry-run`).
 """
 
 import json
@@ -30,7 +30,7 @@ SEQ_LEN = 4096
 
 
 def shown(name: str, world: int) -> tuple[list[Layout], str]:
-    """(the layouts that the planner shows for a model on so many processes, why there is none)."""
+    """(the layouts that the planner shows for a model on `world` processes, the error if there is none)."""
     try:
         found = search(published_model(name), world, machine("h100"), seq_len=SEQ_LEN, global_batch=max(1024, world))
     except TenfoldError as error:
@@ -39,7 +39,7 @@ def shown(name: str, world: int) -> tuple[list[Layout], str]:
 
 
 def dry_run(name: str, layout: Layout) -> str:
-    """What the trainer says against a layout; nothing where it runs."""
+    """Dry-run a layout; the trainer's error, or an empty string if it runs."""
     parallel = {key: value for key, value in msgspec.structs.asdict(layout).items() if key not in ELSEWHERE}
     if layout.pp == 1:
         parallel = {key: value for key, value in parallel.items() if key not in ("schedule", "virtual_stages")}
@@ -86,7 +86,7 @@ def main() -> None:
         done = {"model": name, "world": layout.world, "layout": layout.words(), "fault": fault, "seconds": seconds}
         rows.append({"what": "dry run", **done})
         print(f"{name} {layout.world} {layout.words()}: {fault or 'runs'}, {seconds} s", flush=True)
-        path = write_results("plan_buildable", rows, headline(rows))  # what has run is kept
+        path = write_results("plan_buildable", rows, headline(rows))  # keeps the finished dry runs if the benchmark is stopped
     print(path)
 
 

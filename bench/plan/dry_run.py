@@ -1,9 +1,9 @@
-"""The dry runs of Llama 3.1 405B on 16,384 processes, of a 2T expert model on 131,072, and of smaller ones, beside the planner.
+"""Dry runs of Llama 3.1 405B on 16,384 processes, of a 2T expert model on 131,072, and of smaller ones, compared with the planner.
 
     python -m bench.plan.dry_run
 
-Each case is a process of its own (`tenfold train --dry-run`), so that its seconds and its memory are what a user sees. Rows of
-cases that were not asked for stay.
+Each case runs in its own process (`tenfold train --dry-run`), so that its seconds and memory are what a user sees. Rows of cases
+that are not measured again stay in the file.
 """
 
 import json
@@ -30,7 +30,7 @@ EXPERTS = {
         "n_experts": 16, "expert_ffn_dim": 32768, "attention_chunk": 8192, "nope_every": 4, "qk_norm": True,
     },
 }  # fmt: skip
-# The processes, the run, and its layout; blocks are worked out again in the backward pass but in "none".
+# (processes, run, layout). Blocks are recomputed in the backward pass, except in "8b-64-none".
 CASES = {
     "8b-64": (64, SMALL, {"dp_shard": 64}),
     "8b-64-none": (64, SMALL, {"dp_shard": 8, "cp": 8, "activation_checkpointing": "none"}),
@@ -43,7 +43,7 @@ CASES = {
 
 
 def figures(row: Row) -> str:
-    """Seconds, GiB held by the fullest process and sent in a step, and what the planner says of both."""
+    """Text: seconds, GiB held by the fullest process, GiB sent in a step, and the planner's figures of both."""
     middle = row["ranks"][(len(row["ranks"]) - 1) // 2]  # of a pipeline that of its second stage, else the first
     memory, sent = max(rank["memory_gib"] for rank in row["ranks"]), sum(middle["sent_gib"].values())
     planned = f"{row['plan_memory_gib']:.0f} and {sum(row['plan_sent_gib'].values()):.0f}"
@@ -57,7 +57,7 @@ def headline(rows: list[Row]) -> Headline:
 
 
 def measure(name: str) -> Row:
-    """One case in a process of its own."""
+    """One case, in its own process."""
     world, fields, layout = CASES[name]
     parallel = {"micro_batch": 1, "activation_checkpointing": "full", **layout}
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +68,7 @@ def measure(name: str) -> Row:
         done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     if done.returncode:
         raise SystemExit(done.stderr)
-    # `process_gib` is the most that any of the processes so far has held: of one case alone where it is run alone.
+    # ru_maxrss is the largest of all subprocesses so far, so `process_gib` is this case's only if no earlier case needed more.
     held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return json.loads(done.stdout) | {
         "case": name, "wall_s": round(time.perf_counter() - began, 1), "process_gib": round(held, 2),

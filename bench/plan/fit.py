@@ -1,11 +1,11 @@
-"""Fit the constants of `plan/data/constants.toml` that no data sheet gives; `--write` puts them into the file.
+"""Fit the constants of `plan/data/constants.toml` that no data sheet gives; `--write` writes them into the file.
 
     python -m bench.plan.fit --half
     python -m bench.plan.fit --by-source --every 15 --evaluations 6
 
-Least squares of log step times over published rows, with a weak prior on every constant, so that what the rows do not show
-stays where measurements elsewhere put it. A source weighs as the square root of its rows. `--half` fits on half of the rows
-and keeps the errors on the other half too.
+Least squares of log step times over published rows, with a weak prior on every constant: a constant that the rows do not determine
+stays at the value of other measurements. A source is weighted by the square root of its number of rows. `--half` fits on half of
+the rows and also writes the errors on the other half.
 """
 
 import hashlib
@@ -74,16 +74,16 @@ FITTED: tuple[tuple[tuple[str, ...], str, float, float, float], ...] = (
 )
 FILE = Path(tenfold.plan.__file__).parent / "data/constants.toml"
 CONSTANTS = tomllib.loads(FILE.read_text())
-SCALE = 0.06  # log errors beyond this count less than their square
+SCALE = 0.06  # larger log errors count less than their square (soft_l1)
 
 
 def own_table(key: str, field: str) -> str:
-    """The table that gives an accelerator this constant: its own, or `any`."""
+    """The table with this constant for an accelerator: its own, or `any`."""
     return key if field in CONSTANTS["accelerators"].get(key, {}) else "any"
 
 
 def software_table(name: str, field: str) -> str:
-    """The table that gives a stack this constant: its own, or the one that it is as."""
+    """The table with this constant for a software stack: its own, or that of the stack named by its key `as`."""
     row = CONSTANTS["stacks"][name]
     return name if field in row or "as" not in row else software_table(row["as"], field)
 
@@ -94,7 +94,7 @@ def concerns(key: str, software: str, where: tuple[str, ...], field: str) -> boo
 
 
 def changed(row: Row, software: str, values: np.ndarray) -> Machine:
-    """The row's machine with the fitted constants put in; where a share is scaled (a capped board), it stays so."""
+    """The row's machine with the fitted constants; a constant that the row scales (a capped board) stays scaled."""
     constants, own, new = row.machine.constants, stack(software), {}
     for (where, field, *_), value, before in zip(FITTED, values, start(), strict=True):
         if software_table(software, field) in where and hasattr(own, field):
@@ -106,13 +106,13 @@ def changed(row: Row, software: str, values: np.ndarray) -> Machine:
 
 @cache
 def start() -> np.ndarray:
-    """The constants as they stand in the file."""
+    """The constants in the file."""
     tables = {**CONSTANTS["accelerators"], **CONSTANTS["stacks"]}
     return np.array([tables[where[0]][field] for where, field, *_ in FITTED])
 
 
 def write(values: np.ndarray) -> None:
-    """The fitted constants into the file, three digits each, comments kept."""
+    """Write the fitted constants into the file, with three digits each; comments are kept."""
     lines, table = FILE.read_text().splitlines(), ""
     rounded = {(name, field): float(f"{v:.3g}") for (where, field, *_), v in zip(FITTED, values, strict=True) for name in where}
     for i, line in enumerate(lines):
@@ -125,7 +125,7 @@ def write(values: np.ndarray) -> None:
 
 
 def in_first_half(row: Row) -> bool:
-    """By source, width, TP and micro-batch: no layer that was timed once and used in many rows stands in both halves."""
+    """Split by source, width, TP and micro-batch, so that a layer that was timed once for many rows is in one half only."""
     key = (row.source, row.spec.dim, row.layout.tp, row.layout.micro_batch)
     return hashlib.sha256(repr(key).encode()).digest()[0] < 128
 
@@ -172,7 +172,7 @@ def fit(rows: list[Row], evaluations: int) -> np.ndarray:
 
 
 def report(title: str, rows: list[Row], values: np.ndarray) -> list[dict[str, Any]]:
-    """The errors by source, printed and returned."""
+    """Print and return the errors by source, in percent."""
     rows = [replace(row, machine=changed(row, row.machine.stack.name, values)) for row in rows]
     by_source: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
@@ -189,7 +189,7 @@ def report(title: str, rows: list[Row], values: np.ndarray) -> list[dict[str, An
 
 
 def by_source(rows: list[Row], evaluations: int) -> list[dict[str, Any]]:
-    """The errors of each publication by constants that were fitted to the others."""
+    """The errors on each publication with constants that were fitted to the others."""
     found = []
     for source in dict.fromkeys(publication(row) for row in rows):
         left = [row for row in rows if publication(row) == source]
@@ -198,17 +198,17 @@ def by_source(rows: list[Row], evaluations: int) -> list[dict[str, Any]]:
 
 
 def publication(row: Row) -> str:
-    """vTrain's tables are of one publication, as are those of a README; releases of Megatron-Bridge are too."""
+    """The publication of a row. The tables of vTrain count as one, as do those of a README and of all Megatron-Bridge releases."""
     return row.source.split("/")[0].split(",")[0] if "vTrain" in row.source else short(row.source)
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--by-source", action="store_true", help="each source by a fit on the others; keep the errors")
-    parser.add_argument("--half", action="store_true", help="fit on half of the rows, report the other, keep the errors")
-    parser.add_argument("--write", action="store_true", help="put the constants into the file")
-    parser.add_argument("--every", type=int, default=1, help="of vTrain's rows: every so manieth")
-    parser.add_argument("--evaluations", type=int, default=25)
+    parser.add_argument("--by-source", action="store_true", help="fit without each source in turn, and write the errors on it")
+    parser.add_argument("--half", action="store_true", help="fit on half of the rows, and write the errors on both halves")
+    parser.add_argument("--write", action="store_true", help="write the constants into constants.toml")
+    parser.add_argument("--every", type=int, default=1, help="use only every Nth of vTrain's rows")
+    parser.add_argument("--evaluations", type=int, default=25, help="most evaluations of the fit")
     asked = parser.parse_args()
     rows = [*read_layouts()[0], *(row for i, row in enumerate(read_vtrain()) if i % asked.every == 0)]
     if asked.by_source:

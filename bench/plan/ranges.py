@@ -1,9 +1,9 @@
-"""Whether a plan's ranges hold: published runs in the range that other sources give, and the factors that plans use.
+"""Test a plan's ranges on published runs, each with the range from the other sources; compute the factors that plans use.
 
     python -m bench.plan.ranges --write
 
-`--write` puts the two factors of a plan's time into `plan/data/beside.toml`: of a measured step over the planned one, from
-`bench/results/plan_by_source.json` (`python -m bench.plan.fit --by-source`), and of what runs take over their steps and failures.
+`--write` writes the two factors of a plan's time into `plan/data/beside.toml`: the measured step over the planned one, from
+`bench/results/plan_by_source.json` (`python -m bench.plan.fit --by-source`), and the time of a run over its steps and failures.
 """
 
 import math
@@ -17,13 +17,14 @@ from tenfold.plan.ranges import Z90
 from tenfold.plan.validation.hours import coverage, factor, held_out, one_factor, published_hours
 
 FILE = Path(tenfold.plan.__file__).parent / "data/beside.toml"
-FAILURES_SD = 0.03  # of the log effective share, by draws
+FAILURES_SD = 0.03  # standard deviation of the log effective share, from simulated runs
 
 
 def step_sd() -> float:
-    """The log spread of a measured step about the planned one for a source that no constant was fitted to.
+    """The standard deviation of log(measured step / planned step) for a source that no constant was fitted to.
 
-    Over sources, each with the same weight: the square of its bias and of its mean error (that of a normal spread is 0.8 of it).
+    It is the root mean square over the sources' standard deviations, each with the same weight. The mean absolute error of a normal
+    distribution is 0.8 of its standard deviation.
     """
     left = [row for row in rows_of("plan_by_source") if row["rows"] == "left out"]
     return math.sqrt(sum((0.01 * row["mean_abs_pct"] / 0.8) ** 2 for row in left) / len(left))
@@ -45,7 +46,7 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--write", action="store_true", help="put the factors into the file")
+    parser.add_argument("--write", action="store_true", help="write the factors into beside.toml")
     asked = parser.parse_args()
     runs, _ = published_hours()
     rows: list[Row] = [
@@ -54,7 +55,7 @@ def main() -> None:
     errors = dict(held_out(runs))
     rows += [{"what": "run", **asdict(run), "factor": run.told / run.planned, "error_pct": errors[run.model]} for run in runs]
     known = factor(runs, "all")
-    whole = known.interval(1.0)[1] / math.exp(known.log_mean)  # as wide as Student's t makes it
+    whole = known.interval(1.0)[1] / math.exp(known.log_mean)  # with the width of Student's t
     total, step = math.log(whole) / Z90, step_sd()
     beside = math.sqrt(max(0.01, total**2 - step**2 - FAILURES_SD**2))
     rows.append({"what": "factors", "step_log_sd": step, "beside_median": math.exp(known.log_mean), "beside_log_sd": beside})

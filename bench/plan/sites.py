@@ -1,9 +1,9 @@
-"""Sites: how long large programmes take, policies on futures outside the tree and on history, inputs that change by one percent.
+"""Plans of sites: solving times of large programmes, policies on simulated futures and on history, inputs changed by one percent.
 
-python -m bench.plan.sites --parts size,policies,percent,history --futures 1000
+    python -m bench.plan.sites --parts size,policies,percent,history --futures 1000
 
-The programmes of a size have sites like the example's, each with other costs, limits and prices; demand grows with their number.
-Futures are split over the cores.
+The programmes of part `size` have sites like the example's, each with other costs, limits and prices; demand grows with their
+number. Futures are drawn outside the plan's tree and split over the cores.
 """
 
 import os
@@ -29,7 +29,7 @@ from tenfold.plan.sites.tree import forecast_tree
 
 SIZES = ((31, 4, (2, 2, 2, 2, 1), 5), (127, 8, (2, 2, 2, 2, 2, 2), 7))  # nodes, sites, branches by stage, stages
 GAP = 0.01
-SAMPLES = 65_536  # so many that every node branches
+SAMPLES = 65_536  # enough for every node to branch
 WORLDS = {
     "as planned": {},
     "lead times +50 %": {"lead_factor": 1.5},
@@ -48,11 +48,11 @@ INPUTS = (
     "price.b200",
     "grid.LA-1",
 )
-PART = 10  # futures of a task
+PART = 10  # futures per task of the process pool
 
 
 def of_sites(number: int) -> Portfolio:
-    """The example's portfolio with more sites, no two alike."""
+    """The example's portfolio with `number` sites, all different."""
     p = portfolio(read_sites(), read_demand())
     sites = []
     for i in range(number):
@@ -86,13 +86,13 @@ def size(nodes: int, sites: int, branches: tuple[int, ...], stages: int) -> Row:
 
 
 def some(number: int, count: int, factors: dict[str, float]) -> dict[str, Result]:
-    """Some of the futures, by all policies."""
+    """The `number`th part of the futures, `count` of them, for all policies."""
     return backtest(read_sites(), read_demand(), chosen(), Futures(count, number, **factors))
 
 
 @cache
 def chosen() -> dict[str, Policy]:
-    """All policies; they keep what they decide in the first stage."""
+    """All policies; cached, since they keep their decision of the first stage."""
     sites, demand = read_sites(), read_demand()
     first = View(portfolio(sites, demand), today(demand), demand)
     return policies([*NAIVE, "published"], first, sites.cvar_share)
@@ -118,7 +118,7 @@ def policy_rows(futures: int) -> list[Row]:
 
 
 def percent_rows() -> list[Row]:
-    """Every input one percent up and one down: whether the same phases are begun this quarter, and what keeping to them costs."""
+    """Change every input by one percent up and down: do this quarter's phases change, and what does keeping the old ones cost?"""
     demand = read_demand()
     asked = Question(portfolio(read_sites(), demand), demand, Aim())
     before = solve(asked.portfolio, asked.grown().tree, asked.aim)
@@ -133,7 +133,7 @@ def percent_rows() -> list[Row]:
 
 
 def history_rows() -> list[Row]:
-    """Policies decided at the ends of 2021, 2022 and 2023, beside what was built."""
+    """Policies that decide at the ends of 2021, 2022 and 2023, compared with what was built."""
     found = history(read_sites())
     return [{"part": "history", "what": what, **row} for what in ("decided", "built") for row in found[what]]
 

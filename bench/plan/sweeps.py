@@ -1,6 +1,8 @@
-"""Random sweeps of a plan: more GPUs, days or money never make it worse, a higher price or PUE never cheaper.
+"""Random sweeps that test whether a plan is monotone in GPUs, days, rent and PUE.
 
-python -m bench.plan.sweeps --sweeps 2000
+More GPUs must not take longer, fewer days must not need fewer GPUs, and a higher rent or PUE must not cost less.
+
+    python -m bench.plan.sweeps --sweeps 2000
 """
 
 import random
@@ -30,7 +32,7 @@ def planned(parent: str, part: str, gpus: int) -> Plan:
 
 @cache
 def least(parent: str, part: str) -> int:
-    """The first power of two on which it fits."""
+    """The smallest power of two of GPUs on which the model fits, from 8 on."""
     for gpus in (2**power for power in range(3, 20)):
         with suppress(TenfoldError):
             planned(parent, part, gpus)
@@ -43,7 +45,7 @@ def after(plan: Plan, **changes: float) -> Consequences:
 
 
 def sweep(number: int) -> list[str]:
-    """What is not monotone in one random sweep."""
+    """One random sweep; a sentence for each quantity that is not monotone."""
     draw, found = random.Random(number), []
     parent, part = draw.choice(PARENTS), draw.choice(PARTS)
     few = round(least(parent, part) * 2 ** draw.uniform(0, 8))
@@ -87,7 +89,7 @@ def headline(rows: list[Row]) -> Headline:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--sweeps", type=int, default=2000)
-    parser.add_argument("--first", type=int, default=0, help="the number of the first sweep, which seeds it")
+    parser.add_argument("--first", type=int, default=0, help="number of the first sweep; a sweep's number is its seed")
     asked = parser.parse_args()
     numbers = range(asked.first, asked.first + asked.sweeps)
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""The plan against published measurements, and its speed.
+"""Errors of the plan on published measurements, and its speed.
 
 python -m bench.plan.validate
 """
@@ -18,7 +18,7 @@ from tenfold.spec.shapes import Experts, shape_for_params
 
 
 def search_rows() -> list[Row]:
-    """CPU seconds of two full searches, caches empty at the first."""
+    """Wall-clock and CPU seconds of two full searches; the first starts with empty caches."""
     rows = []
     giant = shape_for_params(110e9, 128_256, "llama4", Experts(64, per_token=2))
     for spec, gpus, batch in ((published_model("llama-3.1-405b"), 16_384, 2048), (giant, 131_072, 8192)):
@@ -34,7 +34,7 @@ def search_rows() -> list[Row]:
 
 
 def import_row() -> Row:
-    """Seconds until the plan's rooms are imported, in a fresh interpreter."""
+    """CPU seconds to import `tenfold.plan.plan` in a fresh interpreter, the best of three."""
     code = "import time; t = time.process_time(); import tenfold.plan.plan; print(time.process_time() - t)"
     cpu = min(
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)

@@ -1,11 +1,11 @@
-"""How good rankers are beside what needs no model: seeds of a family on one split, or on cuts that roll through time.
+"""Accuracy of rankers compared with baselines: several seeds of a family on one split, or on cuts that roll through time.
 
     python -m bench.rank.accuracy movielens-100k --split leave-one-out --seeds 0 1 2
     python -m bench.rank.accuracy movielens-100k --cuts 8
     python -m bench.rank.accuracy ml-1m.txt --split leave-one-out --width 64 --layers 4 --seq-len 200 --epochs 100
 
-The last is the form of the SASRec repositories: `user item` a line, in the order of time. With `--rectools`, the Python of an
-environment that has RecTools (see `bench.rank.speed`), its SASRec and HSTU of the same shape are trained and tested beside.
+The last file has the format of the SASRec repositories: `user item` per line, in the order of time. `--rectools` names the Python
+of an environment with RecTools (see `bench.rank.speed`); its SASRec and HSTU of the same shape are then trained and tested too.
 """
 
 import json
@@ -23,7 +23,7 @@ PASSED = ("family", "width", "layers", "seq_len", "epochs", "learning_rate", "lo
 
 
 def beside(runs: list[Path], home: Path, asked: Row, seed: int) -> Row:
-    """Scores of RecTools' models on the splits of some runs, pooled, and how far our models lie above them."""
+    """Scores of RecTools' models on the splits of these runs, pooled, and the differences of our models to them."""
     found: Row = {"scores": {}, "model_above": {}, "epochs": {}}
     opened = [open_trained(run, home) for run in runs]
     ours = pooled([evaluate(one.scorer, one.interactions, one.interactions.held_out("test")) for one in opened])
@@ -39,7 +39,7 @@ def beside(runs: list[Path], home: Path, asked: Row, seed: int) -> Row:
 
 
 def one(source: str, seed: int, asked: Row, cuts: int, home: Path) -> Row:
-    """Train and compare with one seed, as a person would; what is trained already is not trained again."""
+    """Train and compare with one seed, by the commands of a user; an existing run is not trained again."""
     out = home / f"{Path(source).stem}-{asked['family']}-{asked['split']}-{seed}"
     given = [part for name in PASSED if asked[name] is not None for part in (f"--{name.replace('_', '-')}", str(asked[name]))]
     train = ["rank", "train", source, "--home", str(home), "--out", str(out), "--seed", str(seed), "--split", asked["split"]]
@@ -59,9 +59,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cuts", type=int, default=0)
     parser.add_argument("--home", type=Path, default=Path("generations"))
-    parser.add_argument("--rectools", help="the Python of an environment that has RecTools")
+    parser.add_argument("--rectools", help="the Python interpreter of an environment with RecTools")
     parser.add_argument("--rival-epochs", type=int, default=100)
-    parser.add_argument("--rival-stops", type=int, default=10, help="of which the best on the validation is tested")
+    parser.add_argument("--rival-stops", type=int, default=10, help="stops; the best on the validation is tested")
     parser.add_argument("--name", default="rank_accuracy")
     for name in PASSED:
         parser.add_argument(f"--{name.replace('_', '-')}", default="hstu" if name == "family" else None)

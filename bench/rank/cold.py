@@ -1,11 +1,11 @@
-"""New users and new items, served without training: hit rates beside popularity's, by a real ranker behind real routes.
+"""Cold start: hit rates for new users and new items without training, compared with popularity, through the server's routes.
 
     python -m bench.rank.cold
 
-Items come in genres, of which every user likes one at a time; a new item has a genre and no event. The ranker is trained once,
-with a content tower, on what came before. A new user sends five events and is asked after each. A new item that a user of its genre
-takes is looked for among all new ones, before anybody has taken it. Popularity shows the items that were taken most; of new items
-it knows none, so its hit rate there is that of places drawn evenly among them.
+Items have genres, and every user likes one genre at a time. A new item has a genre and no event. The ranker is trained once, with
+a content tower, on earlier events. A new user sends five events, and recommendations are requested after each. For new items, the
+ranker ranks all new items before anybody has taken one; a hit is the item that a user of its genre takes. Popularity shows the
+items that were taken most; it knows no new item, so its hit rate there is that of a random choice among them.
 """
 
 import tempfile
@@ -33,7 +33,10 @@ STAYS, LENGTH, K = 0.85, 15, 10
 
 
 def taken(rng: np.random.Generator, length: int, per_genre: int) -> list[int]:
-    """What a user takes: mostly of one genre, which changes now and then; item g * (OLD + NEW) + i is number i of genre g."""
+    """`length` different items that a user takes, mostly of one genre, which changes sometimes.
+
+    Item g * (OLD + NEW) + i is number i of genre g; `per_genre` of each genre may be taken.
+    """
     genre, found = int(rng.integers(GENRES)), []
     while len(found) < length:
         genre = genre if rng.random() < STAYS else int(rng.integers(GENRES))
@@ -52,7 +55,7 @@ def genre_of(item: int) -> str:
 
 
 def write(users: int, file: Path) -> np.ndarray:
-    """Interactions with old items alone; how often each item was taken."""
+    """Write interactions with old items; returns how often each item was taken."""
     rng = np.random.default_rng(0)
     histories = [taken(rng, LENGTH, OLD) for _ in range(users)]
     rows = [
@@ -84,7 +87,7 @@ def new_users(server: TestClient, counts: np.ndarray, users: int) -> list[Row]:
 
 
 def new_items(server: TestClient, users: int) -> Row:
-    """How often a new item of the user's genre is among the ten best new ones, and how often it were by chance."""
+    """How often a new item of the user's genre is among the ten best new ones, and how often it would be by chance."""
     rng, hits, chance = np.random.default_rng(2), 0, 0.0
     new = [g * (OLD + NEW) + OLD + i for g in range(GENRES) for i in range(NEW)]
     known = {"items": [{"item": name(item), "item_genre": genre_of(item)} for item in new]}
@@ -101,7 +104,7 @@ def new_items(server: TestClient, users: int) -> Row:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--users", type=int, default=3000, help="that are trained on; a tenth as many are asked about")
+    parser.add_argument("--users", type=int, default=3000, help="users to train on; a tenth as many are tested")
     parser.add_argument("--epochs", type=float, default=20)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:

@@ -1,8 +1,8 @@
-"""A server of rankers is killed (SIGKILL) while clients send events: how many that it acknowledged are lost.
+"""Kill a ranking server (SIGKILL) while clients send events: how many acknowledged events are lost?
 
-    python -m bench.rank.kills                # 50 lives
+    python -m bench.rank.kills                # 50 kills
 
-A kill leaves the operating system's cache whole, so that a loss of power is not tried.
+The operating system's cache survives a kill, so this does not test a loss of power.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ CLIENTS = 4
 
 
 class Client(threading.Thread):
-    """Asks for lists and sends events until the server is gone; `kept` are the ids of what it was told is kept."""
+    """Requests recommendations and sends events until the server is gone; `kept` are the ids of acknowledged events."""
 
     def __init__(self, url: str, user: str):
         super().__init__(daemon=True)
@@ -48,9 +48,9 @@ class Client(threading.Thread):
 
 
 def one_life(model: Path, database: Path, life: int, seconds: float) -> list[str]:
-    """Start a server, let clients write for so long after the first write, kill it; the ids that it acknowledged.
+    """Start a server, let clients write for `seconds` after the first write, kill it; the ids that it acknowledged.
 
-    Raises AssertionError where it refused any.
+    Raises AssertionError if it refused any.
     """
     port = free_port()
     command = [*TENFOLD, "rank", "serve", str(model), "--port", str(port), "--events", f"sqlite:///{database}"]
@@ -76,7 +76,7 @@ def one_life(model: Path, database: Path, life: int, seconds: float) -> list[str
 
 
 def lost(database: Path, acknowledged: list[str]) -> list[str]:
-    """Of the acknowledged ids, those that the database does not hold. Raises AssertionError where it is damaged."""
+    """The acknowledged ids that are not in the database. Raises AssertionError if the database is damaged."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         there = {name.partition("-")[2] for (name,) in connection.execute("SELECT id FROM events")}

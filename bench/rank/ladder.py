@@ -1,8 +1,8 @@
-"""A ladder of rankers on events of known entropy: the loss at ten times the compute, forecast and then trained.
+"""A ladder of rankers on events of known entropy: the loss at ten times the compute, forecast and then measured.
 
     python -m bench.rank.ladder --users 200000 --length 50 --top 1e13
 
-With these settings 1e7 events; the forecast is held against "no change", the loss of the ladder's best run.
+These settings make 1e7 events. The forecast is compared with "no change", the loss of the ladder's best run.
 """
 
 import csv

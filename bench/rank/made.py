@@ -1,4 +1,4 @@
-"""Rankers of random weights, of any catalogue, and users who ask over HTTP."""
+"""Rankers with random weights for any catalogue size, and a small HTTP client."""
 
 import json
 import urllib.error
@@ -29,7 +29,7 @@ def made_ranker(
 
 
 def ask(url: str, body: dict[str, Any] | None, method: str = "POST", key: str = "") -> tuple[int, dict[str, Any]]:
-    """The status and the fields of an answer. Raises OSError where the server is gone."""
+    """Send a request; the status and the JSON of the answer. Raises OSError if the server cannot be reached."""
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     data = None if body is None else json.dumps(body).encode()
     try:

@@ -1,15 +1,16 @@
-"""How well intervals of off-policy estimates hold: on a made bandit of known values, and between Open Bandit's two policies.
+"""Coverage of off-policy intervals: on a simulated bandit of known value, and between Open Bandit's two policies.
 
-    python -m bench.rank.offpolicy                      # 2,000 made worlds, 200 bootstrap worlds of each direction
+    python -m bench.rank.offpolicy                      # 2,000 simulated logs, 200 bootstrap logs of each direction
     python -m bench.rank.offpolicy --worlds 200
 
-Open Bandit's logs come with its own wheel, `pip install --no-deps obp==0.4.1` (CC BY 4.0): 10,000 rows of each policy and campaign.
-The value of a policy is what its own log earned; the estimate is made from the other's. That value is as uncertain as the estimate,
-with 10,000 rows of which 40 earned anything: `covered_both` counts the values that lie within both uncertainties. Uniform's
-probabilities are known; those of Thompson sampling are the frequencies of its propensities by item and place in its own log.
+Open Bandit's logs are in its wheel, `pip install --no-deps obp==0.4.1` (CC BY 4.0): 10,000 rows of each policy and campaign. The
+value of a policy is the mean reward of its own log; the estimate is made from the other policy's log. With 10,000 rows of which
+40 have a reward, that value is as uncertain as the estimate, so `covered_both` counts values within both uncertainties. The
+probabilities of the uniform policy are known; those of Thompson sampling are its mean propensities by item and place in its log.
 """
 
 import math
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -25,14 +26,15 @@ from tenfold.rank.offpolicy.rewards import Choice
 
 NAMES = ("ips", "snips", "dr")
 CAMPAIGNS = ("all", "men", "women")
-ROWS = 3000  # of a made world
+ROWS = 3000  # of a simulated log
 
 
 @dataclass(frozen=True)
 class Bandit:
-    """Items of different quality at three places; a score of each item in each round says how it would be liked there.
+    """A simulated bandit: items of different quality at three places, and in each round a score of each item.
 
-    The log's policy knows the quality alone and draws evenly three times in ten; the other one follows the scores.
+    The reward depends on quality, score and place. The policy of the log knows only the quality and draws uniformly three times in
+    ten; the new policy also uses the scores.
     """
 
     items: int = 20
@@ -51,12 +53,12 @@ class Bandit:
         return score, place, mean, chances / chances.sum(1, keepdims=True)
 
     def value(self, n: int, rng: np.random.Generator) -> float:
-        """What the new policy earns in the mean, of `n` rounds and every choice."""
+        """The new policy's mean reward over `n` rounds, exact over its choices."""
         _, _, mean, chances = self.rounds(n, rng)
         return float((chances * mean).sum(1).mean())
 
     def logged(self, n: int, rng: np.random.Generator) -> tuple[Log, Policy]:
-        """A log of `n` rounds, and the new policy in them."""
+        """A log of `n` rounds, and the new policy in the same rounds."""
         score, place, mean, chances = self.rounds(n, rng)
         weight = np.exp(0.6 * self.quality)
         logging = 0.7 * weight / weight.sum() + 0.3 / self.items
@@ -69,7 +71,7 @@ class Bandit:
 
 
 def made(worlds: int) -> Row:
-    """Coverage and errors on made worlds."""
+    """Coverage and root mean square errors over simulated logs."""
     bandit, rng = Bandit(), np.random.default_rng(1)
     truth = bandit.value(2_000_000, rng)
     found = [estimates(rows_of(*bandit.logged(ROWS, rng))) for _ in range(worlds)]
@@ -81,13 +83,13 @@ def made(worlds: int) -> Row:
 
 
 def drawn(log: Log, rows: np.ndarray) -> Log:
-    """The log of some of its rows, each a group of its own."""
+    """A log of these rows; each row is its own group (user)."""
     columns = (column[rows] for column in (log.item, log.place, log.reward, log.propensity))
     return Log(log.items, *columns, np.arange(len(rows)))
 
 
 def open_bandit(folder: Path, campaign: str, worlds: int, scratch: Path) -> list[Row]:
-    """One policy's value from the other's log, in bootstrap worlds of the log; the value is that of the policy's own log."""
+    """Estimate each policy's value from bootstrap samples of the other's log; the true value is taken from its own log."""
     files = {name: folder / name / campaign / f"{campaign}.csv" for name in ("random", "bts")}
     logs = {name: read_log(file) for name, file in files.items()}
     write_policy(files["bts"], scratch)
@@ -109,7 +111,7 @@ def open_bandit(folder: Path, campaign: str, worlds: int, scratch: Path) -> list
 
 
 def write_policy(log: Path, out: Path) -> None:
-    """Thompson sampling's chances by item and place: the mean propensity where it was shown, scaled to add up to 1 at a place."""
+    """Write Thompson sampling's probabilities by item and place: mean propensities, scaled to sum to 1 at each place."""
     table = pyarrow.csv.read_csv(log).group_by(["item_id", "position"]).aggregate([("propensity_score", "mean")]).to_pylist()
     total: dict[int, float] = {}
     for row in table:
@@ -127,10 +129,10 @@ def main() -> None:
     if spec is None or not spec.submodule_search_locations:
         print("Open Bandit's logs are left out: pip install --no-deps obp==0.4.1")
     else:
-        folder, scratch = Path(spec.submodule_search_locations[0]) / "dataset" / "obd", Path("policy.csv")
-        for campaign in CAMPAIGNS:
-            rows += open_bandit(folder, campaign, max(1, asked.worlds // 10), scratch)
-        scratch.unlink()
+        folder = Path(spec.submodule_search_locations[0]) / "dataset" / "obd"
+        with tempfile.TemporaryDirectory() as scratch:
+            for campaign in CAMPAIGNS:
+                rows += open_bandit(folder, campaign, max(1, asked.worlds // 10), Path(scratch) / "policy.csv")
     for row in rows:
         print(row)
     shown = ", ".join(f"{name.upper()} {rows[0][f'{name}_covered']:.1%}" for name in NAMES)

@@ -1,10 +1,10 @@
-"""RecTools' side of `bench.rank.speed` and `bench.rank.accuracy`, in an environment of its own.
+"""RecTools' side of `bench.rank.speed` and `bench.rank.accuracy`; runs in a separate environment with RecTools.
 
     python rectools_side.py speed EVENTS.parquet --kind hstu --shape 64 2 50 64
     python rectools_side.py lists FOLDER --kind sasrec --shape 64 2 50 64 --every 10 --stops 5
 
-`speed` prints tokens a second as JSON. `lists` trains on FOLDER/train.parquet, and at each stop writes the best items for the
-histories of validation.parquet and test.parquet.
+`speed` prints tokens per second as JSON. `lists` trains on FOLDER/train.parquet. At each stop it writes the best items for the
+histories in validation.parquet and test.parquet.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import HSTUModel, SASRecModel
 
-EPOCHS = 4  # of `speed`, the first of which is not counted
-BEST = 200  # items of a list
+EPOCHS = 4  # of `speed`; the first is a warm-up
+BEST = 200  # items per list
 warnings.simplefilter("ignore")
 
 
 class Clock(Callback):
-    """When each epoch ended, and how many rows it had."""
+    """Records when each epoch ended, and the number of rows of all epochs."""
 
-    ends: ClassVar[list[tuple[float, float]]] = []  # by the clock, in seconds of the processor; callbacks are copied
+    ends: ClassVar[list[tuple[float, float]]] = []  # (wall-clock, processor seconds); class variables, since callbacks are copied
     rows: ClassVar[int] = 0
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
@@ -77,7 +77,7 @@ def lists(asked: argparse.Namespace) -> None:
 
 
 def best(model: Any, queries: pd.DataFrame) -> pd.DataFrame:
-    """The best items for each query, a user of its own: query, token, score. There are none for one without a known item."""
+    """The best items for each query: columns query, token, score. A query counts as a user; one without a known item gets none."""
     events = queries[["history", "times"]].explode(["history", "times"]).dropna().astype("int64").reset_index(names="query")
     context = {Columns.User: queries.index, Columns.Datetime: pd.to_datetime(queries["now"], unit="s"), Columns.Weight: 1.0}
     found = model.recommend(

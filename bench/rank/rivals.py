@@ -1,6 +1,6 @@
-"""RecTools' SASRec and HSTU on the same split, measured by the same metrics on the same users.
+"""RecTools' SASRec and HSTU on the same split, with the same metrics and users.
 
-Each is trained on what may be learned from, and stops several times. What is tested is the stop that ranks the validation best.
+Each is trained on the training events and evaluated at several stops. The stop with the best NDCG on the validation is tested.
 """
 
 import shlex
@@ -22,7 +22,7 @@ SIDE = Path(__file__).with_name("rectools_side.py")
 
 
 class Training(NamedTuple):
-    """`shape` is width, layers, length of rows, rows of a batch; `every` are the epochs from stop to stop."""
+    """How RecTools' models are trained: `shape` is width, layers, row length, batch size; `every` is epochs between stops."""
 
     python: str
     shape: tuple[int, int, int, int]
@@ -31,7 +31,7 @@ class Training(NamedTuple):
 
 
 def rival(kind: str, interactions: Interactions, training: Training, seed: int) -> tuple[Evaluation, int]:
-    """The test of RecTools' model of a kind, and after how many epochs it was best on the validation."""
+    """(RecTools' model of this kind, evaluated on the test; the epochs after which it was best on the validation)."""
     queries = {held: interactions.held_out(held) for held in ("validation", "test")}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -43,7 +43,7 @@ def rival(kind: str, interactions: Interactions, training: Training, seed: int) 
             pa.parquet.write_table(table, folder / f"{held}.parquet")
         how = ["--every", training.every, "--stops", training.stops, "--seed", seed, "--shape", *training.shape]
         command = [str(part) for part in (training.python, SIDE, "lists", folder, "--kind", kind, *how)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)  # Lightning writes logs where it stands
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)  # Lightning writes logs here
         if done.returncode:
             raise SystemExit(f"{shlex.join(command)}: {done.stderr}")
 
@@ -56,7 +56,7 @@ def rival(kind: str, interactions: Interactions, training: Training, seed: int) 
 
 
 def of_lists(table: pa.Table, asked: Queries, vocab_size: int) -> Scorer:
-    """The scores of a table of query, token, score, for queries in their order; items without one come last."""
+    """A scorer that reads a table of query, token, score, for queries in their order; items without a score come last."""
     query, token, score = (table[name].to_numpy() for name in ("query", "token", "score"))
     order = np.argsort(query, kind="stable")
     parts = iter(np.split(order, np.searchsorted(query[order], np.arange(1, len(asked.targets)))))

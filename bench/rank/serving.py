@@ -1,9 +1,9 @@
-"""How long a list takes: a real server under a steady stream of requests, at several sizes of catalogue.
+"""Latency of recommendations: a real server under a steady stream of requests, for several catalogue sizes.
 
     python -m bench.rank.serving                       # 60,000 and 1,000,000 items, 60 s each
 
-Requests arrive at random (Poisson) and do not wait for each other; each has another history. Half of them rank 1,000 candidates,
-half recommend from the whole catalogue. A time is from when a request was due to when its answer was read.
+Requests arrive at random times (Poisson) and do not wait for each other; each has a different history. Half of them rank 1,000
+candidates, half recommend from the whole catalogue. A latency is the time from when a request was due until its answer was read.
 """
 
 import json
@@ -31,7 +31,7 @@ CLIENTS = 32
 
 @contextmanager
 def ranking(model: Path, *arguments: str) -> Iterator[int]:
-    """The port of `tenfold rank serve`, as a user starts it."""
+    """Run `tenfold rank serve`; its port."""
     port = free_port()
     command = [*TENFOLD, "rank", "serve", str(model), "--port", str(port), "--feedback", "", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -44,7 +44,7 @@ def ranking(model: Path, *arguments: str) -> Iterator[int]:
 
 
 def bodies(items: int, count: int) -> list[tuple[str, bytes]]:
-    """Requests for users who are all different: paths and JSON."""
+    """`count` requests, each of another user: (path, JSON)."""
     rng, made = np.random.default_rng(0), []
     for i in range(count):
         body: dict[str, Any] = {"history": [f"item-{n}" for n in rng.integers(0, items, HISTORY)], "user": f"user-{i}"}
@@ -55,7 +55,7 @@ def bodies(items: int, count: int) -> list[tuple[str, bytes]]:
 
 
 def stream(port: int, asked: list[tuple[str, bytes]], per_s: float) -> list[tuple[str, float, int]]:
-    """The path, the seconds and the status of each request, sent `per_s` a second at random."""
+    """Send the requests at random times, `per_s` per second on average; (path, seconds, status) of each."""
     of_thread, chance = local(), random.Random(0)
 
     def send(due: float, path: str, body: bytes) -> tuple[str, float, int]:
@@ -76,7 +76,7 @@ def stream(port: int, asked: list[tuple[str, bytes]], per_s: float) -> list[tupl
 
 
 def row(folder: Path, items: int, seconds: float, index: str) -> Row:
-    """What one size of catalogue took."""
+    """Measure one catalogue size and index; latencies in milliseconds."""
     model = made_ranker(folder / str(items), items, WIDTH, HISTORY)
     asked = bodies(items, round(seconds * PER_S))
     with ranking(model, "--index", index, "--events", f"sqlite:///{folder}/events-{items}-{index}.db") as port:

@@ -1,9 +1,9 @@
-"""Training tokens a second beside RecTools' SASRec and HSTU: one shape, the full softmax, in turn.
+"""Training tokens per second compared with RecTools' SASRec and HSTU: one shape, the full softmax, alternating.
 
-    python -m venv /tmp/rectools && /tmp/rectools/bin/pip install torch==2.13.0 'rectools[torch]' 'pyarrow<20'
-    python -m bench.rank.speed --rectools /tmp/rectools/bin/python --rounds 5
+    python -m venv build/rectools && build/rectools/bin/pip install torch==2.13.0 'rectools[torch]' 'pyarrow<20'
+    python -m bench.rank.speed --rectools build/rectools/bin/python --rounds 5
 
-Both sides run on as many threads as OMP_NUM_THREADS says; tokens are rows times their length, filled or not.
+Both sides use OMP_NUM_THREADS threads. Tokens are rows times their length, padding included.
 """
 
 import json
@@ -18,7 +18,7 @@ from tenfold.data.interactions.events import FILE
 from tenfold.data.interactions.interactions import open_interactions
 from tenfold.data.interactions.splits import Split
 
-RIVALS = {"sasrec": "llama", "hstu": "hstu"}  # of RecTools, and what is of its kind here
+RIVALS = {"sasrec": "llama", "hstu": "hstu"}  # RecTools' model: the comparable family here
 
 
 def ours(source: str, family: str, shape: list[int], home: Path, epochs: float) -> float:

@@ -1,8 +1,9 @@
-"""Climbs over corpora and seeds: how far the forecasts were off, and how often their intervals held.
+"""Climbs over corpora and seeds: errors of the forecasts, and how often their intervals held.
 
     python -m bench.scale.climbs --corpora stdlib torch-headers docstrings --seeds 0 1 2 3 --jobs 2
 
-Each climb is a process of its own with one thread a job; what is measured already is not measured again.
+Each climb runs in its own process; `--jobs` climbs run at once and share the cores. Climbs that are in the results already are not
+repeated.
 """
 
 import json
@@ -19,7 +20,7 @@ VOCABULARY = ClimbSettings().vocab_size
 
 
 def climb(corpus: str, seed: int, top: str, home: Path, threads: int) -> Row:
-    """One climb with its own generations; the corpus is shared by a link."""
+    """One climb in its own home; the corpus is shared by a symbolic link."""
     own = home / f"{corpus}-{top}-{seed}"
     own.mkdir(parents=True, exist_ok=True)
     shared = home / f"corpus-{corpus}-{VOCABULARY}"

@@ -1,10 +1,10 @@
-"""Dense and expert climbs at equal compute: is the expert model better, and was it forecast?
+"""Dense and expert climbs at equal compute: is the expert model better, and was that forecast?
 
     python -m bench.scale.expert_climbs --top 5e12 --seeds 0 1 2
 
-A dense climb and one with experts in one home for each seed, one after the other; a row has both forecasts, both outcomes,
-and the differences with their 80 % intervals. The last row has the mean difference over the seeds with its 95 % interval
-(Student's t). What is measured already is not measured again.
+For each seed, a dense climb and one with experts run in one home, one after the other. A row has both forecasts, both outcomes, and
+the differences with their 80 % intervals. The last row has the mean difference over the seeds with its 95 % interval (Student's t).
+Climbs that are in the results already are not repeated.
 """
 
 import json

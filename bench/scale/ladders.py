@@ -1,11 +1,11 @@
-"""The law's intervals on public ladders, each judged with what the others say, and on ladders of truths that are known.
+"""Coverage of the law's intervals on public ladders, calibrated on the other studies, and on ladders of known laws.
 
     python -m bench.scale.ladders --more FOLDER
 
-On every ladder the runs above a tenth of the largest compute are hidden and forecast. What all ladders share (`Calibration`) is
-chosen by the interval score of the ladders of the *other* studies. FOLDER may hold further tables in the columns of
-`bench/scale/public_ladders`, named STUDY-TABLE.csv. `--synthetic 100` forecasts so many ladders of each of five known truths
-instead, with the shipped calibration, into `known_laws.json`.
+On every ladder the runs above a tenth of the largest compute are hidden and forecast. The parameters that all ladders share
+(`Calibration`) are chosen by the interval score on the ladders of the *other* studies. FOLDER may contain further tables with the
+columns of `bench/scale/public_ladders`, named STUDY-TABLE.csv. `--synthetic 100` instead forecasts 100 ladders of each of five
+known laws, with the shipped calibration, and writes `known_laws.json`.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from tenfold.scale.posterior import Calibration
 MISFIT = (0.005, 0.01)
 WIDTHS = np.arange(0.6, 1.31, 0.05)
 HOLDOUT = 10.0
-NOISE = 0.004  # of a run of the known truths
+NOISE = 0.004  # standard deviation of the log loss of a run of a known law
 TRUTHS: dict[str, Callable[[float, float], float]] = {
     "Chinchilla": lambda n, d: 1.69 + 406.4 / n**0.34 + 410.7 / d**0.28,
     "Besiroglu": lambda n, d: 1.8172 + 482.01 / n**0.3478 + 2085.43 / d**0.3658,
@@ -42,7 +42,7 @@ COEFFICIENTS = {
 
 @dataclass(frozen=True)
 class Hidden:
-    """Log losses of hidden runs: measured, forecast, and the ends of the 80 % interval before any widening, [runs]."""
+    """Log losses of hidden runs, each [runs]: measured, forecast, and the ends of the 80 % interval before it is scaled."""
 
     measured: np.ndarray
     middle: np.ndarray
@@ -68,7 +68,7 @@ class Hidden:
 
 
 def ladders(more: Path | None) -> dict[str, list[Point]]:
-    """All tables, named STUDY-TABLE."""
+    """The points of all ladders, by STUDY-TABLE."""
     tables = {"chinchilla-figure 4": chinchilla(), "olmo-c4": olmo_ladder(), "olmo-pile": olmo_ladder("pile_loss")}
     for folder in (ROOT / "bench" / "scale" / "public_ladders", more):
         for path in sorted(folder.glob("*.csv")) if folder else ():
@@ -87,8 +87,11 @@ def hide(points: list[Point], calibration: Calibration) -> Hidden:
 
 
 def choose(found: dict[Calibration, dict[str, Hidden]], names: list[str]) -> Calibration:
-    """The calibration of the lowest interval score on the named ladders, in the mean of logarithms, so that each counts alike;
-    its width is the least that holds 80 % of their runs, each study alike."""
+    """The calibration with the lowest interval score on the named ladders.
+
+    Scores are averaged as logarithms, so that each ladder counts alike. The width is the smallest that holds 80 % of the runs, with
+    each study weighted alike.
+    """
 
     def width_of(results: dict[str, Hidden]) -> float:
         for width in WIDTHS:
@@ -107,7 +110,7 @@ def choose(found: dict[Calibration, dict[str, Hidden]], names: list[str]) -> Cal
 
 
 def judge(found: dict[Calibration, dict[str, Hidden]], tables: list[str]) -> list[Row]:
-    """A row for each ladder, with what the ladders of other studies chose."""
+    """A row for each ladder, with the calibration chosen on the ladders of other studies."""
     rows = []
     for name in tables:
         chosen = choose(found, [other for other in tables if other.split("-")[0] != name.split("-")[0]])
@@ -135,7 +138,7 @@ def pooled(rows: list[Row]) -> Row:
 
 
 def known_ladder(truth: Callable[[float, float], float], seed: int) -> tuple[list[Point], Point]:
-    """Thirty runs of six budgets, and the one of ten times the largest compute that is forecast."""
+    """(thirty runs of six budgets, the run of ten times the largest compute that is to be forecast)."""
     rng = np.random.default_rng(seed)
 
     def run(flops: float, ratio: float) -> Point:
@@ -186,8 +189,8 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--more", type=Path, help="folder of further tables")
-    parser.add_argument("--synthetic", type=int, default=0, help="ladders of each known truth")
+    parser.add_argument("--more", type=Path, help="a folder with further tables")
+    parser.add_argument("--synthetic", type=int, default=0, help="number of ladders of each known law")
     given = parser.parse_args()
     if given.synthetic:
         rows = [synthetic(name, given.synthetic) for name in TRUTHS]

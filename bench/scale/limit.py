@@ -1,10 +1,10 @@
-"""The limit test on ladders of known truths, with and without a bend, and on the public ladders.
+"""The limit test on ladders of known laws, with and without a bend, and on the public ladders.
 
     python -m bench.scale.limit --ladders 400
 
-So many ladders of each of five truths go on as laws, and as many bend by 3 % of the loss a decade of compute, from a tenth of the
-largest on: counted are alarms at 5 %, beside the power that the test states for that bend on the first ladders, and how often the
-80 % interval of the bend holds it. No two ladders have the same noise.
+`--ladders` ladders of each of five laws follow the law, and as many bend by 3 % of the loss per decade of compute, from a tenth
+of the largest compute on. Counted are alarms at 5 %, compared with the power that the test states for that bend on the ladders
+without one, and how often the 80 % interval of the bend holds it. No two ladders have the same noise.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def tests(truth: str, bend: float, seeds: Iterable[int]) -> list[Limit]:
 
 
 def row(case: str, truth: str, bend: float, found: Sequence[Limit]) -> Row:
-    """Alarms among tests of ladders, and how often the interval of the bend held."""
+    """The share of alarms, and how often the interval of the bend held."""
     alarms = sum(one.alarm for one in found)
     held = sum(low <= bend <= high for low, high in (one.bend.intervals[80] for one in found))
     made = {
@@ -46,7 +46,7 @@ def row(case: str, truth: str, bend: float, found: Sequence[Limit]) -> Row:
 
 
 def public() -> list[Row]:
-    """What the test says of each public ladder."""
+    """The result of the test on each public ladder."""
     rows = []
     for name, points in ladders(None).items():
         found = limit_test(points, asked=BEND)
@@ -66,7 +66,7 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--ladders", type=int, default=400, help="of each truth")
+    parser.add_argument("--ladders", type=int, default=400, help="ladders of each law")
     count = parser.parse_args().ladders
     rows = []
     seeds = itertools.count()

@@ -1,9 +1,9 @@
-"""The law on published points: Besiroglu's refit, and back-tests at ten and thirty times the compute.
+"""The law on published points: Besiroglu et al.'s refit, and back-tests at ten and thirty times the compute.
 
     python -m bench.scale.published_laws
 
-Chinchilla's points (Epoch's reading of figure 4) and the OLMo ladder's (AI2) are those of `tests/data`. `bench.scale.ladders`
-judges the intervals on more tables, with what the others say.
+Chinchilla's points (Epoch's reading of figure 4) and the OLMo ladder's (AI2) are in `tests/data`. `bench.scale.ladders`
+tests the intervals on more tables.
 """
 
 import csv
@@ -23,13 +23,13 @@ BESIROGLU = {
 
 
 def chinchilla() -> list[Point]:
-    """The 245 points of Chinchilla's figure 4, those of fewest tokens per parameter first."""
+    """The 245 points of Chinchilla's figure 4, in the order of tokens per parameter."""
     points, _ = read_points(DATA / "chinchilla_points.csv", parse_columns(COLUMNS))
     return sorted(points, key=lambda p: p.tokens / p.params)
 
 
 def chinchilla_trimmed() -> list[Point]:
-    """Besiroglu et al. leave out the five points of fewest tokens per parameter."""
+    """Without the five points of fewest tokens per parameter, as in Besiroglu et al."""
     return chinchilla()[5:]
 
 

@@ -1,9 +1,9 @@
-"""Losses along the OLMo ladder's largest runs, forecast from the smaller ones, and what the mean of the last tenth scatters.
+"""Losses along the OLMo ladder's largest runs, forecast from the smaller ones, and the scatter between seeds.
 
     python -m bench.scale.trajectory
 
-The runs above a tenth and a thirtieth of the largest compute are hidden. The table is that of `tests/data` (every run's losses on
-C4 at some 40 moments); reruns have other seeds.
+The runs above a tenth, then above a thirtieth of the largest compute are hidden. The table is in `tests/data` (every run's losses
+on C4 at some 40 moments); reruns have other seeds.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
-"""Vocabularies: what a ladder forecasts of a model at ten times its compute, by the size of the vocabulary.
+"""The error of a ladder's forecast at ten times its compute, by the size of the vocabulary.
 
     python -m bench.scale.vocabulary FOLDER [FOLDER ...] --vocabularies 1024 2048 4096
 
-For each folder of text and each vocabulary a ladder is trained up to `--flops`, a law is fitted to it, and a model of width
-64 at ten times the compute is set beside what the law says of it. None of the corpora by which climbs are judged
-(`bench/scale/climbs.py`) should be among the folders.
+For each folder of text and each vocabulary size a ladder is trained up to `--flops` and a law is fitted to it. A model of width
+64 at ten times the compute is compared with the law's forecast. Do not use corpora on which climbs are judged
+(`bench/scale/climbs.py`).
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ WIDTH = 64
 
 
 def measure(corpus: Corpus, flops: float, home: Path) -> Row:
-    """The ladder, its law and the model above it. One row."""
+    """Train the ladder and the large model, and fit the law; one row."""
     wanted = [(r.width, r.tokens) for r in plan_ladder(flops, corpus.vocab_size, SEQ_LEN)]
     above = shape_of("llama3", WIDTH, corpus.vocab_size).train_flops_per_token(SEQ_LEN)
     models = [(WIDTH, round(10 * flops / above)), *wanted]
@@ -42,7 +42,7 @@ def run(width: int, tokens: int, seed: int) -> RunConfig:
 
 
 def row(points: list[Point], large: Point) -> Row:
-    """What the law of `points` says of `large`, and what was measured."""
+    """The forecast of `large` from the law of `points`, and the measurement."""
     forecast = fit_law(points, asymptote=BITS_PER_BYTE).predict(large.params, large.tokens)
     return {
         "forecast_bits_per_byte": forecast.median,

@@ -1,9 +1,10 @@
-"""Chances that the next generation brings a step, stated from ladders of known truths, and how often it came.
+"""Stated probabilities that the next generation brings a step, from ladders of known laws, and how often the step came.
 
     python -m bench.scale.worth --ladders 40
 
-Of each ladder of `bench.scale.ladders` the law is fitted, and the chances of five steps in the logarithm of the loss are stated:
-those that lie at set shares of its own distribution. Whether they come is drawn from the truth, with the noise of two runs.
+A law is fitted to each ladder of `bench.scale.ladders`, and the probabilities of five steps in the logarithm of the loss are
+stated: steps at fixed quantiles of the law's own distribution. Whether a step comes is drawn from the true law, with the noise of
+two runs.
 """
 
 from collections.abc import Iterable
@@ -17,12 +18,12 @@ from tenfold.scale.law import fit_law
 from tenfold.scale.worth import Worth, next_generations
 
 LOSSES = np.geomspace(0.01, 100, 2000)
-WORTH = Worth(LOSSES, -100 * np.log(LOSSES))  # each percent of loss is worth 1
+WORTH = Worth(LOSSES, -100 * np.log(LOSSES))  # one percent of loss is worth 1
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def outcomes(name: str, seeds: Iterable[int]) -> list[tuple[float, bool]]:
-    """(stated chance, whether the step came) of five steps of each ladder."""
+    """(stated probability, whether the step came) of five steps of each ladder."""
     truth, found = TRUTHS[name], []
     for seed in seeds:
         told = next_generations(fit_law(known_ladder(truth, seed)[0]), WORTH, generations=1)
@@ -54,7 +55,7 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--ladders", type=int, default=40, help="of each truth")
+    parser.add_argument("--ladders", type=int, default=40, help="ladders of each law")
     count = parser.parse_args().ladders
     every = {name: outcomes(name, range(i * count, (i + 1) * count)) for i, name in enumerate(TRUTHS)}
     rows = [row for name, found in every.items() for row in by_step(name, found)]

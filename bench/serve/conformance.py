@@ -1,9 +1,9 @@
-"""Other projects' own tests, unchanged, against `tenfold serve`: those of OpenAI's Python client, and of llama.cpp's server.
+"""Run other projects' own tests, unchanged, against `tenfold serve`: those of OpenAI's Python client, and of llama.cpp's server.
 
-    make nightly                            # fetches the source packages that hold the tests, and what these need
+    make nightly                            # downloads the source packages with the tests, and installs what they need
     python -m bench.serve.conformance
 
-Which are left out or fail by intent stands in `bench/serve/left_out.py`, by reason.
+`bench/serve/left_out.py` lists the tests that are left out or fail by intent, by reason.
 """
 
 import os
@@ -23,12 +23,12 @@ from bench.serve.server import SMALL_OPTIONS, serving, small_model
 
 
 class Case(NamedTuple):
-    """A test, and what came of it."""
+    """A test and its result."""
 
     file: str
     name: str
     passed: bool
-    left_out: str  # why it was not run; empty where it was
+    left_out: str  # why it was not run; empty if it was
 
 
 def main() -> None:
@@ -69,19 +69,19 @@ def summary(suite: str, cases: Sequence[Case]) -> Iterator[Row]:
 
 
 def source(package: str) -> Path | None:
-    """The newest source package in `build`, where there is one."""
+    """The newest source package in `build`; None if there is none."""
     return max((ROOT / "build" / package).glob("*.tar.gz"), default=None)
 
 
 def openai_cases(url: str, folder: Path) -> list[Case]:
-    """The tests of the resources that are served."""
+    """Results of the client's tests for the resources that `tenfold serve` has."""
     package = _unpacked("openai", folder)
     files = [f"tests/api_resources/{file}" for file in OPENAI]
     return _run(package, ["-n", "0", *files], {"TEST_API_BASE_URL": f"{url}/v1"})
 
 
 def llama_cpp_cases(folder: Path) -> list[Case]:
-    """All tests, those that are left out among them."""
+    """Results of all tests, with those that are left out."""
     server = "vendor/llama.cpp/tools/server/tests"
     tests = _unpacked("llama_cpp_python", folder, server, "vendor/llama.cpp/models/templates") / server
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -89,7 +89,7 @@ def llama_cpp_cases(folder: Path) -> list[Case]:
 
 
 def _unpacked(package: str, folder: Path, *parts: str) -> Path:
-    """A source package, or parts of it. Raises SystemExit where the package is not in `build`."""
+    """Unpack a source package, or parts of it. Raises SystemExit if the package is not in `build`."""
     archive = source(package)
     if archive is None:
         raise SystemExit(f"The source package of {package} is not in build/{package}: run `make nightly`.")
@@ -100,7 +100,7 @@ def _unpacked(package: str, folder: Path, *parts: str) -> Path:
 
 
 def _run(folder: Path, arguments: Sequence[str], environment: dict[str, str]) -> list[Case]:
-    """What pytest makes of the tests of a folder."""
+    """Run pytest in a folder; the results of its tests."""
     report = folder / "report.xml"
     command = [
         sys.executable,
@@ -119,7 +119,7 @@ def _run(folder: Path, arguments: Sequence[str], environment: dict[str, str]) ->
 
 
 def read_report(report: Path) -> list[Case]:
-    """The tests of a file of JUnit's form."""
+    """The results in a JUnit XML report."""
     return [_case(case) for case in ElementTree.parse(report).iter("testcase")]
 
 

@@ -1,10 +1,11 @@
-"""lm_eval's clients of an API on `tenfold serve`, beside lm_eval's own `hf` on the same weights, item by item.
+"""lm_eval through `tenfold serve`, compared item by item with lm_eval's own `hf` model on the same weights.
 
     python -m bench.serve.evaluation                       # SmolLM2-135M-Instruct, 40 items of each task
     python -m bench.serve.evaluation --model MODEL --limit 4
 
-`local-completions` chooses among answers, scores whole texts and writes; `local-chat-completions` writes by the chat template.
-The items are made here: nothing is downloaded. Equal are log-likelihoods to 1e-3 and texts to the letter.
+`local-completions` chooses among answers, scores whole texts and generates; `local-chat-completions` generates with the chat
+template. The items are made here; nothing is downloaded. Log-likelihoods are equal if they agree to 1e-3, texts if they are
+identical.
 """
 
 import inspect
@@ -50,7 +51,7 @@ ROUTES = {"local-completions": "completions", "local-chat-completions": "chat/co
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--model", type=Path, help="in Hugging Face layout; SmolLM2-135M-Instruct where left out")
+    parser.add_argument("--model", type=Path, help="a model in Hugging Face layout; by default SmolLM2-135M-Instruct")
     parser.add_argument("--limit", type=int, default=40, help="items of each task")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def write_tasks(folder: Path) -> None:
-    """Task files of lm_eval, each beside its items."""
+    """Write task files for lm_eval, each with its items beside it."""
     asked = questions(83)
     sums = [{"prompt": q.prompt, "answer": q.answer} for q in asked if "+" in q.prompt]
     capitals = [{"prompt": q.prompt, "answer": q.answer} for q in asked if "capital" in q.prompt]
@@ -109,7 +110,7 @@ def evaluated(lm: str, arguments: dict[str, Any], tasks: Sequence[str], folder: 
 
 
 def difference(expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]) -> Row:
-    """How many items are equal, and how far log-likelihoods are apart at most."""
+    """The number of equal items, and the largest difference of log-likelihoods."""
     apart = [
         max(_apart(a, b) for a, b in zip(_leaves(one["resps"]), _leaves(other["resps"]), strict=True))
         for one, other in zip(_by_item(expected), _by_item(found), strict=True)
@@ -136,7 +137,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _apart(one: Any, other: Any) -> float:
-    """Between two numbers their difference; between other things none, or an infinite one."""
+    """The difference of two numbers; of other values 0 if they are equal, else infinity."""
     if isinstance(one, float) and isinstance(other, float):
         return abs(one - other)
     return 0.0 if one == other else math.inf

@@ -1,15 +1,15 @@
-"""Requests meant to harm, and ordinary clients beside them: is anything lost, and do the others notice?
+"""Hostile requests beside ordinary clients: is anything lost, and do the ordinary clients notice?
 
-    python -m bench.serve.hostile                          # 5,000 requests, 64 clients beside them, a model of random weights
-    python -m bench.serve.hostile --requests 200 --dry     # a try
+    python -m bench.serve.hostile                          # 5,000 requests, 64 ordinary clients, a model of random weights
+    python -m bench.serve.hostile --requests 200 --dry     # a quick trial
     python -m bench.serve.hostile --model PATH             # another model
 
-The requests are generated from a seed: grammars, schemas and regular expressions that are deep, large, cyclic or slow;
-templates and markup in what is said; parts of messages of no kind; tokens outside the vocabulary; sizes at and beyond every
-limit; and bodies that are no JSON. First the ordinary clients chat alone for `--calm` seconds, each one short request after
-another; then they go on while the others come, `--attackers` at once. Recorded: answers by status (none may be 500, none may
-be missing), whether the server and its engine are the same processes at the end, and the time of ordinary answers before
-and meanwhile. Writes bench/results/hostile.json.
+The requests are generated from a seed: grammars, schemas and regular expressions that are deep, large, cyclic or slow; templates
+and markup in messages; malformed message parts; tokens outside the vocabulary; sizes at and beyond every limit; and bodies that
+are no JSON. First the ordinary clients chat alone for `--calm` seconds, each sending one short request after another. Then they
+continue while `--attackers` send hostile requests. Recorded: answers by status (none may be 500, none may be missing), whether
+the server and its engine are the same processes at the end, and the times of ordinary answers before and during the attack.
+Writes bench/results/hostile.json.
 """
 
 import asyncio
@@ -36,10 +36,10 @@ WARM_SECONDS = 5
 
 @dataclass
 class Seen:
-    """What came back."""
+    """What the clients saw."""
 
     statuses: Counter[int] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)  # answers of 500, and none at all
+    faults: list[str] = field(default_factory=list)  # answers with status 500, and missing answers
     refused: int = 0  # of the ordinary clients' requests
     slowest: tuple[float, str] = (0.0, "")
     calm: list[float] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Seen:
 
 
 async def attack(url: str, seen: Seen, numbers: "list[int]") -> None:
-    """Send the requests of these numbers, one after another."""
+    """Send the hostile requests with these numbers (seeds), one after another."""
     async with httpx2.AsyncClient(base_url=url, timeout=300) as client:
         for number in numbers:
             kind = KINDS[number % len(KINDS)]
@@ -66,7 +66,7 @@ async def attack(url: str, seen: Seen, numbers: "list[int]") -> None:
 
 
 async def beside(url: str, seen: Seen, times: list[float], end: Callable[[], bool]) -> None:
-    """An ordinary client, until the end."""
+    """An ordinary client; appends the seconds of its requests to `times` until `end()`."""
     async with httpx2.AsyncClient(base_url=url, timeout=300) as client:
         while not end():
             began = time.perf_counter()
@@ -82,7 +82,7 @@ def passed(until: float) -> bool:
 
 
 async def trial(url: str, requests: int, attackers: int, clients: int, calm: float) -> Seen:
-    """Ordinary clients alone, after a few seconds that are not counted, and then with the hostile requests beside them."""
+    """Run the ordinary clients alone, after a warm-up, and then with the hostile requests."""
     seen = Seen()
     for times, seconds in (([], WARM_SECONDS), (seen.calm, calm)):
         over = partial(passed, time.monotonic() + seconds)
@@ -93,7 +93,7 @@ async def trial(url: str, requests: int, attackers: int, clients: int, calm: flo
 
 
 def lasting(pid: int) -> set[int]:
-    """The processes of a server that must not be lost: all but those that are there to die."""
+    """Ids of the server's processes that must survive: all except the sandbox workers, which may be killed."""
     server = psutil.Process(pid)
     return {p.pid for p in (server, *server.children()) if "tenfold.serve.sandbox.worker" not in p.cmdline()}
 

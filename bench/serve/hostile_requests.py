@@ -1,4 +1,4 @@
-"""Requests meant to harm a server, generated from a seed: a function for each kind, which draws one."""
+"""Hostile requests, generated from a seed: one function for each kind draws a request, (path, body)."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def lark(r: random.Random) -> Request:
 
 
 def schema(r: random.Random) -> Request:
-    """A JSON schema, in one of the places for it."""
+    """A JSON schema, in one of the fields that take one."""
     n = r.choice((5, 100, 2000, 20_000))
     refs = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(n)} | {f"a{n}": {"type": "null"}}
     nested: Any = {"type": "string"}
@@ -90,7 +90,7 @@ def regex(r: random.Random) -> Request:
 
 
 def parts(r: random.Random) -> Request:
-    """Messages, tools and parts of odd kinds."""
+    """Malformed messages, tools and message parts."""
     odd: Any = r.choice(
         (None, 3, [], {}, [[]], [None], {"type": "text"}, [{"type": "text", "text": {"a": 1}}], [{"type": "image_url"}], *TEXTS)
     )
@@ -112,7 +112,7 @@ def parts(r: random.Random) -> Request:
 
 
 def ids(r: random.Random) -> Request:
-    """Tokens, in the vocabulary or not."""
+    """Token ids inside and outside the vocabulary."""
     penalty, some = r.choice(NUMBERS), [r.randrange(300)] * 40
     numbers = [r.choice(NUMBERS) for _ in range(r.choice((1, 3, 40)))]
     return r.choice((
@@ -125,7 +125,7 @@ def ids(r: random.Random) -> Request:
 
 
 def sizes(r: random.Random) -> Request:
-    """Numbers and lengths at the limits and beyond."""
+    """Numbers and lengths at and beyond the limits."""
     names = (
         "max_tokens",
         "n",
@@ -154,7 +154,7 @@ def sizes(r: random.Random) -> Request:
 
 
 def bodies(r: random.Random) -> Request:
-    """What is no JSON, or no object."""
+    """Bodies that are no JSON, or no JSON object."""
     n = r.choice((100, 5000, 100_000))
     path = r.choice(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"))
     return path, r.choice((

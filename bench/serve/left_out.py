@@ -1,9 +1,9 @@
-"""Tests of other projects that `tenfold serve` is run against, and those of them that are left out or fail by intent, by reason."""
+"""Other projects' tests for `tenfold serve`: which are left out or fail by intent, and why."""
 
-# OpenAI's client: by test file of a resource that is served, what fails by intent: objects that were never made; echoes with
-# log-probabilities in the strict client, whose types have no null for the first token; embeddings without a format in it, which
-# asks for base64 and then expects numbers; a search of the web; prompt objects; a conversation together with a previous response,
-# or one that was never made; and what there is no route for: to delete a model, and to list the input items of a response.
+# OpenAI's client: for each test file of a served resource, a pattern of the tests that fail by intent. They use objects that were
+# never created; `echo` with log-probabilities in the strict client, whose types have no null for the first token; embeddings
+# without a format in it, which requests base64 and then expects numbers; web search; prompt objects; a conversation together with a
+# previous response, or one that was never created; and two missing routes: deleting a model, and listing a response's input items.
 OPENAI = {
     "chat/test_completions.py": "delete|retrieve|update|create_with_all_params",
     "chat/completions/test_messages.py": "list",

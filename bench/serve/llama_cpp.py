@@ -1,9 +1,9 @@
-"""A plugin with which pytest runs llama.cpp's own tests of its server against `tenfold serve`, for `bench.serve.conformance`.
+"""A pytest plugin that runs llama.cpp's own server tests against `tenfold serve`, for `bench.serve.conformance`.
 
-Those tests start a server each, by flags. Here one runs with the options that the flags stand for, as long as tests want the
-same. What llama.cpp calls otherwise is called as here: paths without `/v1`, the fields of `/completion` and `/tokenize`, and
-`/apply-template`, which is `/tokenize` and then `/detokenize`; the text of a chat's first chunk is null there and empty in OpenAI's
-form. The tests of `bench/serve/left_out.py` are left out.
+Each of those tests starts a server with llama.cpp's flags. Here one server runs with the equivalent options, and is restarted only
+when a test wants others. The plugin translates llama.cpp's names: paths without `/v1`, the fields of `/completion` and `/tokenize`,
+and `/apply-template`, which becomes `/tokenize` and then `/detokenize`. The text of a chat's first chunk is null in llama.cpp and
+empty in OpenAI's format. The tests listed in `bench/serve/left_out.py` are skipped.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from bench.serve.left_out import LLAMA_CPP
 from bench.serve.server import SMALL_OPTIONS, serving, small_model
 from tenfold.serve.api.keys import VERSION
 
-sys.modules.setdefault("wget", ModuleType("wget"))  # with which the tests would download models
-LONGEST = 8192  # tokens of a context that a test asks for
+sys.modules.setdefault("wget", ModuleType("wget"))  # a stub: the tests import it to download models
+LONGEST = 8192  # the longest context that a test asks for, in tokens
 _SAME = ("/v1/", "/tokenize", "/detokenize", "/health")  # paths that are the same on both servers
 
 
 class Wanted(NamedTuple):
-    """What a test wants of its server."""
+    """The settings that a test wants for its server."""
 
     name: str
     context: int
@@ -40,7 +40,7 @@ class Wanted(NamedTuple):
 
 
 class Shared:
-    """The server that runs, of a small model with random weights. Another takes its place where a test wants other options."""
+    """The running server, with a small model of random weights. It is replaced when a test wants other settings."""
 
     def __init__(self, home: Path) -> None:
         self._home, self._model = home, small_model(home / "small", LONGEST)
@@ -55,7 +55,7 @@ class Shared:
         return self._port
 
     def _options(self, wanted: Wanted) -> list[str]:
-        """What the command is given for it."""
+        """The arguments of `tenfold serve` for these settings."""
         folder = Path(self._runs.enter_context(TemporaryDirectory(dir=self._home)))
         model = shutil.copytree(self._model, folder / wanted.name)
         if wanted.template:
@@ -97,19 +97,19 @@ def _begun(body: dict[str, Any]) -> None:
 
 
 class Call(NamedTuple):
-    """How what a path of llama.cpp's does is asked for here."""
+    """How a request to one of llama.cpp's paths is translated."""
 
     path: str
-    names: dict[str, str]  # of fields that are called otherwise
+    names: dict[str, str]  # llama.cpp's name of a field: the name here
     defaults: dict[str, Any]
-    read: Callable[[dict[str, Any]], None]  # writes an answer as llama.cpp does
+    read: Callable[[dict[str, Any]], None]  # changes an answer, in place, into llama.cpp's form
 
     def asked(self, data: dict[str, Any]) -> dict[str, Any]:
-        """A request of llama.cpp's as this server takes it."""
+        """A body in llama.cpp's form, translated for this server."""
         return self.defaults | {self.names.get(name, name): value for name, value in data.items()}
 
 
-_FLAGS = {"max_tokens": 64, "seed": 42, "temperature": 0.8}  # what --n-predict, --seed and --temp say to a request that does not
+_FLAGS = {"max_tokens": 64, "seed": 42, "temperature": 0.8}  # defaults that llama.cpp's tests set by --n-predict, --seed and --temp
 _COMPLETION = Call("/v1/completions", {"n_predict": "max_tokens"}, _FLAGS, _completed)
 _CHAT = Call("/v1/chat/completions", {}, {}, _begun)
 _TOKENIZE = {"content": "prompt", "add_special": "add_special_tokens", "with_pieces": "return_token_strs"}
@@ -125,11 +125,11 @@ CALLS = {
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Put this server in the place of llama.cpp's in its tests' module `utils`, which their conftest has imported."""
+    """Replace llama.cpp's server by this one in the tests' module `utils`, which their conftest has imported."""
     utils, home = sys.modules["utils"], TemporaryDirectory()
     shared = Shared(Path(home.name))
     session.config.add_cleanup(home.cleanup)
-    session.config.add_cleanup(shared.stop)  # the last one comes first
+    session.config.add_cleanup(shared.stop)  # cleanups run in reverse order
     process = utils.ServerProcess
     ask, ask_for_stream = process.make_request, process.make_stream_request
 
@@ -168,7 +168,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is left out."""
+    """Skip the tests that are left out."""
     for item in items:
         if why := reason(item.nodeid):
             item.add_marker(pytest.mark.skip(why))

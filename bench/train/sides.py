@@ -1,9 +1,9 @@
-"""One side of a training benchmark: builds a model from a job, takes steps, measures.
+"""One side of a training benchmark: builds a model from a `Job`, takes steps and measures them.
 
     PYTHONPATH=src python -m bench.train.sides '{"what": "limit", "device": "cpu", "size": 256}'
 
-As a command it prints one JSON object as its last line. It needs PyTorch, and `transformers` or `torchao` only for the sides that
-are made of them.
+As a command it takes the job as JSON and prints one JSON object as its last line. It needs PyTorch, and `transformers` or `torchao`
+only for sides that use them.
 """
 
 import json
@@ -43,12 +43,16 @@ from tenfold.train.task import Batch, LossSums, Task, TaskBase
 CONSTANT = OptimizerConfig(name="adamw", warmup=0.0, decay=0.0)
 LEAST_STEPS = 4
 MEAN_DOCUMENT = 1000
-USABLE = 0.96  # of a GPU's memory, beside what the driver and fragments take
+USABLE = 0.96  # share of a GPU's memory that is left by the driver and fragmentation
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a side does. `system` is tenfold or transformers; `weights` the format that weights are kept in."""
+    """What a side does.
+
+    `what` is step, largest (the largest batch that fits) or limit (the machine's own rates). `system` is tenfold or transformers;
+    `weights` is the format in which weights are stored. `seconds` is the time for steps; `size` the side of the limit's matrices.
+    """
 
     what: str = "step"
     device: str = "cuda"
@@ -75,7 +79,7 @@ class Job:
 
 
 def shape(case: str) -> ModelSpec:
-    """The model of a case: a toy, 1B, eight layers of 8B, two of Scout, one of a ladder's widths, or a published one."""
+    """The model of a case: `tiny`, `1b`, `8b` (8 layers), `scout` (2 layers), `dense WIDTH`, `experts WIDTH`, a published name."""
     kind, _, width = case.partition(" ")
     if kind == "tiny":
         return ModelSpec("tiny", dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=192, vocab_size=512)
@@ -89,7 +93,7 @@ def shape(case: str) -> ModelSpec:
 
 
 def document_lengths(seq_len: int, mean: int, draw: random.Random) -> list[int]:
-    """Lengths of the documents of one row, exponentially distributed, cut where the row ends."""
+    """Lengths of the documents of one row, exponentially distributed; the last is cut at the end of the row."""
     lengths: list[int] = []
     while (left := seq_len - sum(lengths)) > 0:
         lengths.append(min(left, max(1, round(draw.expovariate(1 / mean)))))
@@ -97,7 +101,7 @@ def document_lengths(seq_len: int, mean: int, draw: random.Random) -> list[int]:
 
 
 def step_flops(spec: ModelSpec, rows: list[list[int]]) -> float:
-    """Training FLOPs of rows of documents of these lengths: every matrix product, causal attention within each document."""
+    """Training FLOPs of rows with documents of these lengths: all matrix products, and causal attention within each document."""
     return sum(length * spec.train_flops_per_token(length) for row in rows for length in row)
 
 
@@ -106,7 +110,7 @@ Made = tuple[nn.Module, list[torch.optim.Optimizer], Loss]
 
 
 def tenfold_model(job: Job, spec: ModelSpec, h: Hyperparameters) -> Made:
-    """Our model, its optimizers as the trainer makes them, and the loss of some rows."""
+    """Tenfold's model, the trainer's optimizers for it, and its loss function."""
     device = torch.device(job.device)
     model = build(spec, None, device)
     model.to(getattr(torch, job.weights))
@@ -123,7 +127,7 @@ def tenfold_model(job: Job, spec: ModelSpec, h: Hyperparameters) -> Made:
 
 
 def transformers_model(job: Job, spec: ModelSpec, h: Hyperparameters) -> Made:
-    """The same shape in `transformers`, with PyTorch's fused AdamW, and the loss of some rows."""
+    """The same shape in `transformers`, PyTorch's fused AdamW, and the loss function."""
     import transformers
 
     from tenfold.model.io.huggingface_config import config_from_spec
@@ -148,7 +152,7 @@ def compile_options(job: Job) -> dict[str, Any]:
 
 
 class RandomRows:
-    """Rows of random tokens, as `train.task.Rows`; `lengths` are those of the documents of each row."""
+    """Rows of random tokens, in the form of `train.task.Rows`; `lengths` are the document lengths of each row."""
 
     def __init__(self, lengths: list[list[int]], vocab_size: int, pinned: bool):
         self.lengths = lengths
@@ -173,7 +177,7 @@ class RandomRows:
 
 
 class RandomText(TaskBase):
-    """The task of a side: its model's loss on random tokens."""
+    """A trainer task: the model's loss on random tokens."""
 
     def __init__(self, loss: Loss):
         self._loss = loss
@@ -183,7 +187,7 @@ class RandomText(TaskBase):
 
 
 class Side:
-    """One system at work on one case by the trainer's own step. A batch goes through in parts of `micro` rows."""
+    """One system on one case, with the trainer's own step. A batch is processed in micro-batches of `micro` rows."""
 
     def __init__(self, job: Job):
         self.job, self.device = job, torch.device(job.device)
@@ -200,14 +204,14 @@ class Side:
         self.micro = job.micro_batch or job.batch
 
     def load(self, rows: int) -> None:
-        """A batch of that many rows of random tokens, in documents where the case has them."""
+        """Load a batch of `rows` rows of random tokens, divided into documents if the job asks for them."""
         self.micro, draw, length = rows, random.Random(0), self.job.seq_len
         mean = min(MEAN_DOCUMENT, length // 8)
         lengths = [document_lengths(length, mean, draw) if self.job.documents else [length] for _ in range(rows)]
         self.rows = RandomRows(lengths, self.spec.vocab_size, pinned=self.device.type == "cuda")
 
     def step(self, read: bool = False) -> float | None:
-        """One optimizer step on the batch; the mean loss, which on a GPU stays there unless it is to be `read`."""
+        """One optimizer step on the batch; returns the mean loss. On a GPU the host reads it only with `read`."""
         half = self.job.weights == "float32" and self.job.products != torch.float32
         step = Step(
             self.task, self.model, self.optimizers, self.skipper, replace(self.h, batch_size=len(self.rows)), CONSTANT, self.device,
@@ -229,7 +233,7 @@ class Side:
             optimizer.zero_grad(set_to_none=True)
 
     def first_step(self) -> float:
-        """The first step, in smaller and smaller parts until it fits in memory; its loss, in nats per token."""
+        """The first step, with micro-batches halved until it fits in memory; its loss, in nats per token."""
         while True:
             try:
                 return self.loss()
@@ -241,7 +245,7 @@ class Side:
             torch.cuda.empty_cache()
 
     def largest(self) -> None:
-        """Load the largest batch that goes through at once: from the memory of one and of two rows, then tried."""
+        """Load the largest batch that fits without micro-batches, estimated from the memory of one and two rows and then tried."""
         peaks = []
         for rows in (1, 2):
             self.load(rows)
@@ -291,13 +295,13 @@ class Side:
         }
 
     def busiest_expert(self) -> float | None:
-        """The tokens of the busiest expert over the mean, averaged over layers; None for a model without experts of ours."""
+        """The busiest expert's tokens over the mean, averaged over layers; None for a model without Tenfold's expert layers."""
         loads = [layer.load.float() for layer in expert_layers(self.model)]
         return statistics.mean((load.max() / load.mean()).item() for load in loads) if loads else None
 
 
 def limit(job: Job) -> dict[str, Any]:
-    """The machine's own rates, and what the figures were taken on."""
+    """The machine's own rates, with the GPU's name and the versions."""
     device = torch.device(job.device)
     found = {"limit": matrix_rates(device, job.products, job.size), "torch": torch.__version__, "cuda": torch.version.cuda}
     if device.type == "cuda":

@@ -1,10 +1,10 @@
-"""Training speed and peak memory beside a `transformers` Llama of the same shape, batch and precision.
+"""Training speed and peak memory compared with a `transformers` Llama of the same shape and batch.
 
     python -m bench.train.speed --threads 2
 
-Each case runs both sides in processes of their own that take turns, a few steps each time; the ratio is that of the
-medians. AdamW (fused) on both sides, attention by PyTorch's scaled dot product on both, each in the precision that is
-the faster for it on this machine. `compiled` cases compile both.
+Each case runs the two sides in their own processes, which alternate with a few steps each; the ratio is that of the medians. Both
+sides use fused AdamW and PyTorch's scaled dot product attention, each in the precision that is faster for it on this machine. In
+`compiled` cases both are compiled.
 """
 
 from dataclasses import replace
@@ -28,7 +28,7 @@ CASES["SmolLM2-135M"] = Job(device="cpu", case="smollm2-135m", batch=2, seq_len=
 
 
 def work(link: Connection, job: Job, threads: int) -> None:
-    """One side, in its own process: when told to go, takes some steps and answers with their seconds."""
+    """The process of one side: for each True received, take some steps and send their seconds; at the end send the peak memory."""
     torch.set_num_threads(threads)
     side = Side(job)
     side.step(), side.step()
@@ -39,7 +39,7 @@ def work(link: Connection, job: Job, threads: int) -> None:
 
 
 class Process:
-    """A side in a process of its own; called, it takes its turn."""
+    """A side in its own process; a call is one turn and returns the seconds of its steps."""
 
     def __init__(self, job: Job, threads: int):
         context = get_context("spawn")
@@ -86,7 +86,7 @@ def measure(case: str, compiled: bool, dtypes: dict[str, str], threads: int) -> 
 
 
 def in_the_better_precision(case: str, compiled: bool, dtypes: list[str], threads: int) -> list[Row]:
-    """Each side in the precision that is the faster for it, taking turns once more where those differ."""
+    """Each side in its faster precision; measured once more, together, if the two differ."""
     found = [measure(case, compiled, dict.fromkeys(SYSTEMS, dtype), threads) for dtype in dtypes]
     pairs = dict(zip(SYSTEMS, zip(*found, strict=True), strict=True))
     best = {system: max(rows, key=lambda r: r["tokens_per_s"])["dtype"] for system, rows in pairs.items()}
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--compiled", action="store_true", help="also with torch.compile on both sides")
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), help="these alone; the rows of the others stay")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), help="only these cases; rows of other cases stay in the file")
     given = parser.parse_args()
     rows = [row for row in rows_of("train") if given.cases and row["case"] not in given.cases]
     for case in given.cases or CASES:

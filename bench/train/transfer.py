@@ -1,11 +1,11 @@
-"""Does the rule of `train/optim/hyperparameters.py` carry over? Two plots and their numbers.
+"""Does the hyperparameter rule of `train/optim/hyperparameters.py` transfer between widths? Two plots and their numbers.
 
     python -m bench.train.transfer coordinates     # sizes of activations and logits over widths, after 0 to 8 steps
     python -m bench.train.transfer optimum         # loss over learning rate at two widths, and at two horizons
     python -m bench.train.transfer optimum --family llama4     # the same for models with experts
 
-Writes `bench/results/transfer.json` and `docs/coordinates.png`, `docs/optimum.png`. Runs that are measured already
-are kept. Each run has one thread; as many run side by side as there are cores.
+Writes `bench/results/transfer.json` and `docs/coordinates.png`, `docs/optimum.png`. Runs that are in the results already are not
+repeated. Each run has one thread; as many runs as there are cores run at once.
 """
 
 import math
@@ -21,12 +21,11 @@ from bench.harness import ROOT, Headline, Row, options, rows_of, write_results
 
 WIDTHS = (32, 64, 128, 256, 512)
 STEPS = 8
-SHARES = tuple(2.0 ** (k / 2) for k in range(-4, 4))  # of the rule's learning rate
+SHARES = tuple(2.0 ** (k / 2) for k in range(-4, 4))  # factors on the rule's learning rate
 
 
 def coordinates(corpus_directory: str, width: int, seed: int, optimizer: str) -> list[Row]:
-    """Root mean square of the residual stream, the last hidden state and the logits, and of the logits' change since the start,
-    by step."""
+    """For each step, the root mean square of the residual stream, the last hidden state, the logits and the logits' change."""
     import torch
 
     from tenfold.data.text.batches import train_batch
@@ -116,7 +115,7 @@ def run(corpus_directory: str, optimizer: str, width: int, tokens: int, share: f
 
 
 def case_of(row: Row) -> tuple[str, str, int, int]:
-    """What a row's learning rate is swept for; rows without a family are dense."""
+    """(family, optimizer, width, tokens): what a learning rate is swept for. Rows without a family are dense."""
     return row.get("family", "llama3"), row["optimizer"], row["width"], row["tokens"]
 
 
@@ -187,11 +186,12 @@ def main() -> None:
     parser.add_argument("what", choices=["coordinates", "optimum", "draw"])
     parser.add_argument("--corpus", default="stdlib")
     parser.add_argument("--family", default="llama3", help="llama3 (dense) or llama4 (experts)")
-    parser.add_argument("--cases", nargs="+", default=["muon:48:500000", "muon:128:500000", "muon:48:2000000"])
+    usual = ["muon:48:500000", "muon:128:500000", "muon:48:2000000"]
+    parser.add_argument("--cases", nargs="+", default=usual, help="OPTIMIZER:WIDTH:TOKENS, for `optimum`")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS), help="of the coordinates")
+    parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS), help="widths for `coordinates`")
     parser.add_argument("--home", type=Path, default=Path("build/transfer"))
-    parser.add_argument("--plots", type=Path, default=ROOT / "docs", help="the folder that the plots are written to")
+    parser.add_argument("--plots", type=Path, default=ROOT / "docs", help="the folder for the plots")
     given = parser.parse_args()
 
     from tenfold.data.text.corpus import build

@@ -1,5 +1,6 @@
-"""A task with data of its own: rows that are drawn, not read, of which the second half repeats the first."""
+"""A task with its own data: random rows whose second half repeats the first."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,16 @@ from tenfold.train.text import open_text
 
 
 class CopyingConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """The table `[task]`: `words` is the number of different tokens that rows are drawn from."""
+
     name: str
     words: int = 50
 
 
 @dataclass
 class CopyRows:
+    """The rows of one step: `tokens` int64 [rows, seq_len]."""
+
     tokens: np.ndarray
 
     def __len__(self):
@@ -34,7 +39,7 @@ class CopyRows:
 
 
 class Copying(TaskBase):
-    """The second half of every row repeats the first, which is random; only the second is learned."""
+    """A model learns to copy: only the second half of a row is learned."""
 
     def __init__(self, config, text):
         self.settings = task_settings(config, CopyingConfig)
@@ -53,7 +58,7 @@ class Copying(TaskBase):
         return LossSums(*model.loss(batch.tokens, batch.targets))
 
     def flops(self, rows):
-        return 1e6 * rows.tokens.size
+        return 1e6 * rows.tokens.size  # a round figure for this example; `Pretraining` counts those of its model
 
     def progress(self, step):
         return {"words": self.settings.words}
@@ -62,4 +67,5 @@ class Copying(TaskBase):
         rows = self.rows(10**6, slice(0, 8))
         with torch.no_grad():
             nats = run.loss_of(rows.on(run.device, slice(None)))
-        return {"loss": nats / rows.weight(), "copied": 1.0}
+        loss = nats / rows.weight()
+        return {"loss": loss, "copied": math.exp(-loss)}  # the geometric mean of the right tokens' probabilities

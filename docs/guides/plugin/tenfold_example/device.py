@@ -1,4 +1,4 @@
-"""An accelerator: rates, power and price for plans, and the torch device on which it trains and serves."""
+"""An accelerator: rates, power and price for plans, and the PyTorch device on which it trains and serves."""
 
 from tenfold.spec.accelerator import Accelerator
 

@@ -1,4 +1,4 @@
-"""A family from outside: attention and feed-forward of a block stand side by side behind one norm (as in GPT-J and PaLM)."""
+"""A model family whose blocks compute attention and feed-forward side by side, from one norm (as GPT-J and PaLM do)."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A policy of the fleet: jobs start in order, and a share of the pool stays free for nodes that fail."""
+"""A fleet policy: jobs start in order, and a share of the pool stays free to replace failed nodes."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from tenfold.fleet.pools import Pool, Size
 
 @dataclass(frozen=True)
 class Careful:
-    """Services keep the nodes they own. Jobs get the others, but for `free` of all nodes."""
+    """Services keep the nodes that they own. Jobs get the others, except for a share `free` of all nodes."""
 
     free: float = 0.05
 
