@@ -82,7 +82,7 @@ def test_the_next_circle_needs_a_first_and_the_settings_of_a_home_stay(tmp_path)
     begun = {"version": 1, "number": 1, "settings": {"corpus": "docstrings", "seed": 3}, "rooms": {}}
     (tmp_path / "circle.json").write_text(json.dumps(begun))
     child = circle(tmp_path, "--seed", "4")
-    assert "is of docstrings with the seed 3" in child.communicate(timeout=120)[1] and child.returncode == 1
+    assert "has the corpus docstrings and the seed 3" in child.communicate(timeout=120)[1] and child.returncode == 1
     for damaged in ({"settings": {"seed": "x"}}, {"number": "two"}, {"rooms": [1]}):
         (tmp_path / "circle.json").write_text(json.dumps(begun | damaged))
         with pytest.raises(TenfoldError, match="is damaged: remove it"):

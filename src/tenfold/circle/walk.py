@@ -1,7 +1,8 @@
-"""The circle: every room does its part in one home, in order, and its results are passed to the next room.
+"""The circle: every room (`ROOMS`) does its part of the loop in one home, in order, and the next room uses its results.
 
-`circle.json` says what each room found; that it was skipped, or failed, by a sentence. A home is walked again and again: each
-circle climbs on to ten times the compute of the one before, and its forecasts learn from what came of earlier ones.
+`circle.json` holds the results of each room, or a sentence that says why it was skipped or failed. The circle can be run again in
+the same home: each one climbs on to ten times the compute of the one before, and its forecasts are calibrated by the outcomes of
+earlier ones.
 """
 
 import os
@@ -23,25 +24,25 @@ from tenfold.spec.ranges import Seed, Text
 from tenfold.spec.versions import read_document
 
 VERSION = 1  # of circle.json
-AGAIN = "walk the circle again"
+AGAIN = "walk the circle again"  # what error messages tell the user to do
 ROOMS = ("climb", "plan", "sites", "learn", "rank", "fleet")
-TOP_FLOPS = 5e11
+TOP_FLOPS = 5e11  # of the first circle's climb
 Say = Callable[[str], None]
 Walk = Callable[[Path, Say], dict[str, Any]]
 
 
 class CircleSettings(Struct, frozen=True):
-    """What all circles of a home have in common."""
+    """The settings that all circles of a home share."""
 
-    corpus: Annotated[Text, Meta(description="Text of the climb, as `tenfold climb` takes it.")] = "stdlib"
-    seed: Annotated[Seed, Meta(description="Seed of weights, of the order of data, and of the fleet's demand.")] = 0
+    corpus: Annotated[Text, Meta(description="Text of the climb, as `tenfold climb --corpus` takes it.")] = "stdlib"
+    seed: Annotated[Seed, Meta(description="Seed of the initial weights, the order of the data, and the fleet's demand.")] = 0
 
 
 def walk(home: Path, say: Say, asked: CircleSettings = CircleSettings(), again: bool = False) -> dict[str, Any]:
-    """Walk the circle in `home`, going on from where an earlier call was stopped; returns what `circle.json` holds. `again`
-    begins the next circle where the last is done.
+    """Run the circle in `home`, going on from where an earlier call was stopped. Returns the content of `circle.json`.
 
-    A room whose extra is not installed is skipped by a sentence. Raises TenfoldError where one fails; those before it stay done.
+    With `again`, the next circle begins if the last one is done. A room whose optional packages are not installed is skipped, with
+    a sentence that says so. Raises TenfoldError if a room fails; the results of the rooms before it are kept.
     """
     number, settings = _begun(home, asked, again)
     make_folder(home)
@@ -67,10 +68,11 @@ def walk(home: Path, say: Say, asked: CircleSettings = CircleSettings(), again: 
 
 
 def _begun(home: Path, asked: CircleSettings, again: bool) -> tuple[int, CircleSettings]:
-    """The number of the circle that is to be walked, and its settings: of the one that was begun, or of the next where that is
-    done and `again` is asked for.
+    """The number and the settings of the circle to run: the one that was begun in `home`, or, with `again`, the next one if that
+    is done.
 
-    Raises TenfoldError for `again` where none was walked, and for other settings than those of the home's first circle.
+    Raises TenfoldError if `again` is asked for and no circle was begun, or if the settings differ from those of the home's first
+    circle.
     """
     if not (home / "circle.json").exists():
         if again:
@@ -84,17 +86,17 @@ def _begun(home: Path, asked: CircleSettings, again: bool) -> tuple[int, CircleS
         raise TenfoldError(f"{home / 'circle.json'} is damaged: remove it, and {AGAIN}.") from None
     if asked not in (settings, CircleSettings()):
         raise TenfoldError(
-            f"The circle in {home} is of {settings.corpus} with the seed {settings.seed}: leave --corpus and --seed out, or say"
-            " another --home."
+            f"The circle in {home} has the corpus {settings.corpus} and the seed {settings.seed}: leave out --corpus and --seed, "
+            "or choose another --home."
         )
     done = tuple(rooms) == ROOMS and not any("failed" in room for room in rooms.values())
     return number + (again and done), settings
 
 
 def parts(number: int, settings: CircleSettings) -> Iterator[tuple[str, Walk]]:
-    """The rooms in order, each with the function that does its part; a room's code is loaded when its turn comes.
+    """The rooms in order, each with the function that does its part. A room's code is imported when its turn comes.
 
-    The ranker's part is done once in a home.
+    The part of `rank` is the same in every circle, so it is done once in a home.
     """
     seed = settings.seed + number - 1
     yield "climb", partial(_climb, number=number, settings=settings)
@@ -110,7 +112,7 @@ def _of(room: str) -> ModuleType:
 
 
 def _climb(home: Path, say: Say, number: int, settings: CircleSettings) -> dict[str, Any]:
-    """A tiny climb, or ten times the last one, scored; one that has been scored stays."""
+    """Climb and score: a tiny climb in the first circle, ten times the last one in every other. A finished climb is kept."""
     from tenfold.scale import climb as climbing
     from tenfold.scale.documents import read
     from tenfold.scale.generations import generations, is_finished, newest, prompt_of
@@ -125,8 +127,8 @@ def _climb(home: Path, say: Say, number: int, settings: CircleSettings) -> dict[
     elif generation is None or not is_finished(generation):
         asked = ClimbSettings(settings.corpus, TOP_FLOPS, seed=settings.seed)
         if small:
-            a_part = str(Path(sysconfig.get_path("stdlib")) / "email") if asked.corpus == "stdlib" else asked.corpus
-            asked = replace(asked, corpus=a_part, top_flops=6e10, vocab_size=300, seq_len=16)
+            corpus = str(Path(sysconfig.get_path("stdlib")) / "email") if asked.corpus == "stdlib" else asked.corpus
+            asked = replace(asked, corpus=corpus, top_flops=6e10, vocab_size=300, seq_len=16)
         generation = climbing.climb(asked, home, say=say, quiet=True)
     report = generation / "report.html"
     if not report.exists():
@@ -138,7 +140,7 @@ def _climb(home: Path, say: Say, number: int, settings: CircleSettings) -> dict[
 
 
 def _plan(home: Path, say: Say, number: int) -> dict[str, Any]:
-    """Score the plan that was made for the climb's run, calibrate by that run, and plan the next times ten on this machine."""
+    """Score the last circle's plan by the climb's run, calibrate the planner by that run, and plan ten times its compute here."""
     from tenfold.plan.commands import MachineOptions
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.costs.surroundings import Surroundings
