@@ -88,7 +88,7 @@ def test_what_was_mirrored_is_not_read_again(small, tmp_path):
         if "train-0" in path or "validation-0" in path:
             memory.pipe_file(path, b"")
     assert all(map(np.array_equal, before, batches(open_remote(url, tmp_path))))
-    with pytest.raises(TenfoldError, match="shorter than its manifest says"):
+    with pytest.raises(TenfoldError, match="shorter than the manifest says"):
         batches(open_remote(url, tmp_path / "elsewhere"))
 
 
