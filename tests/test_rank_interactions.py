@@ -84,7 +84,7 @@ def test_what_is_no_table_of_interactions_is_said_in_a_sentence(tmp_path, text, 
     [
         ("nowhere.csv", "no file of interactions"),
         ("teacher:user=3", "no setting 'user'"),
-        ("teacher:users=many", "are numbers"),
+        ("teacher:users=many", "must be numbers"),
         ("sqlite:///{}/none.db#events", "no table 'events'"),
         ("nosuch://base", "cannot be read"),
         ("{}/bad.dat", "Row 2 of .* has 3 fields"),
@@ -177,6 +177,8 @@ def test_what_is_known_of_items_becomes_features_of_words_or_vectors(tmp_path):
     assert (p[:-2] != q[:-2]).sum() == 2 and np.allclose([p[-2:], q[-2:]], np.eye(2) * 2**0.5)
     new = features(pa.table({"item": ["r"], "item_title": ["RED  shoe!"], "item_vector": [[3.0, 0.0]]}))
     assert np.allclose(new[0], p)
+    with pytest.raises(TenfoldError, match="item_vector has values of the type struct"):
+        features(pa.table({"item": ["r"], "item_vector": [{"x": 1.0}]}))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a person should know of interactions before a model learns from them: ties in time, repeats, bots, the long tail, leaks."""
+"""A report of what to know about interactions before training on them: ties in time, repeats, bots, rare items, leaks."""
 
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,17 @@ from tenfold.data.interactions.events import Interactions
 from tenfold.spec.files import write_json
 
 REPORT = "report.json"
-BOT = 100  # a user with this many times the median user's events, and more than a thousand, may be a bot
-RARE = 5  # hardly anything is learned of an item with fewer events
+BOT = 100  # a user with more than 1,000 events and this many times the median may be a bot
+RARE = 5  # an item with fewer events is rare: a model learns little about it
 
 
 def write_report(directory: Path, of: Interactions, copies: int) -> None:
-    """Write `report.json` beside the interactions; `copies` are rows that were left out since another says the same."""
+    """Write `report.json` beside the interactions; `copies` is the number of rows that were left out as copies of others."""
     write_json(directory / REPORT, report(of, copies))
 
 
 def report(of: Interactions, copies: int = 0) -> dict[str, Any]:
-    """Counts and shares of events, and `warnings`, a sentence each."""
+    """The report: counts, shares of events (0 to 1), and `warnings`, which are sentences."""
     length, item_counts = np.diff(of.offsets), np.bincount(of.items)[1:]
     item_counts = np.sort(item_counts[item_counts > 0])[::-1]
     user, same_user = of.user_of, of.user_of[1:] == of.user_of[:-1]
