@@ -305,7 +305,7 @@ def test_the_status_of_jobs_is_said_though_one_is_forgotten(run, tmp_path, progr
         (["--on", "kubernetes", "--home", "/g", "--image", "x", "--topology", "rack"], "name its queue with --queue"),
         (["--on", "kubernetes", "--home", "/g", "--image", "x", "--rdma", "rdma/hca=no"], "such as rdma/hca=1"),
         (["--on", "kubernetes", "--home", "/g", "--image", "x", "--toleration", "a=b:c"], "--toleration takes"),
-        (["--on", "kubernetes", "--home", "/generations"], "say --image"),
+        (["--on", "kubernetes", "--home", "/generations"], "give --image"),
         (["--on", "kubernetes", "--image", "x"], "absolute path"),
     ],
 )

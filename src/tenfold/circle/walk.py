@@ -169,5 +169,5 @@ def _plan(home: Path, say: Say, number: int) -> dict[str, Any]:
     made_from = (calibrated, generation / "score.json")
     record(home, whole, {str(file.relative_to(home)): file_sha256(file) for file in made_from})
     days = around_it.wall_days.mid
-    say(f"plan: {said} The next times ten takes {days * 24:.2f} hours here.")
+    say(f"plan: {said} Ten times its compute would take {days * 24:.2f} hours here.")
     return {"factor": calibration.factor, "next_hours": days * 24, "files": ["plan/plan.json", str(calibrated.relative_to(home))]}

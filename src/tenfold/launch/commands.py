@@ -87,7 +87,7 @@ def cancel(
     if json:
         print_json({"name": handle.job.name, "id": handle.id, "saved": left})
         return
-    print(f"{handle.job.name} has left." if left else f"{handle.job.name} was ended; what it saved before is kept.")
+    print(f"{handle.job.name} has ended." if left else f"{handle.job.name} was killed; what it saved before is kept.")
 
 
 def resize(
@@ -115,7 +115,7 @@ def resize(
     least = min(now.least_nodes, nodes) if now.least_nodes and nodes else now.least_nodes
     wanted = replace(now, nodes=nodes or now.nodes, least_nodes=least, processes=processes, gpus=gpus)
     if wanted == now:
-        raise TenfoldError(f"The job {name!r} has this size already: say --nodes, --gpus-per-node or --processes-per-node.")
+        raise TenfoldError(f"The job {name!r} has this size already: change --nodes, --gpus-per-node or --processes-per-node.")
     handle = launcher.resize(handle, wanted)
     write_record(out, on, options, handle)
     if json:

@@ -45,9 +45,9 @@ class KubernetesLauncher(JobFileLauncher):
 
     def check(self, job: Job) -> None:
         if self.image is None:
-            raise TenfoldError("Kubernetes needs a container image that holds tenfold: say --image.")
+            raise TenfoldError("Kubernetes needs a container image with Tenfold installed: give --image.")
         if not self.home.startswith("/"):
-            raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path: say --home /generations.")
+            raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path, such as --home /generations.")
         if self.topology and not self.queue:
             raise TenfoldError("A topology needs Kueue: also name its queue with --queue.")
         names = {"claim": self.claim, "queue": self.queue, "priority_class": self.priority_class, "pull_secret": self.pull_secret}

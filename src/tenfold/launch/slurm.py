@@ -59,7 +59,7 @@ class SlurmLauncher(JobFileLauncher):
         if re.search(r"[\x00-\x1f\x7f\\]", str(self.folder.resolve())):
             raise TenfoldError(f"Slurm cannot write logs to {str(self.folder.resolve())!r}: choose another folder with --out.")
         if self.image and not (self.home or "").startswith("/"):
-            raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path: say --home /generations.")
+            raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path, such as --home /generations.")
 
     def facts(self, job: Job) -> dict[str, Any]:
         limit, folder = job.time_limit_s or DAY_S, str(self.folder.resolve())

@@ -73,32 +73,32 @@ def _warnings(found: dict[str, Any]) -> list[str]:
     said = [
         (
             found["tied_share"] > few,
-            f"{found['tied_share']:.0%} of the events share their time with another of the user: their order within a time is that "
-            "of the table, and results of another order differ.",
+            f"{found['tied_share']:.0%} of the events have the same time as another event of the user: they stay in the order of "
+            "the table, and another order gives other results.",
         ),
         (
             late > few,
-            f"{late:.0%} of the training happened after half of the test: what is found is what papers report, and not what a "
-            "model would have known in its time; the split temporal has no such leak.",
+            f"{late:.0%} of the training events are later than half of the test events: the metrics compare with those in papers, "
+            "but a model in use cannot know the future; the split temporal has no such leak.",
         ),
         (
             found["bots"] > 0,
-            f"{found['bots']} users have more than a thousand events and {BOT} times the median, {bots:.0%} of all "
-            "events: they may be machines.",
+            f"{found['bots']} users have more than 1,000 events and more than {BOT} times the median, {bots:.0%} of all events: "
+            "they may be bots.",
         ),
         (
             found["test_items_not_in_training"] > few,
-            f"{found['test_items_not_in_training']:.0%} of the test are items that the training never saw: a model without a "
-            "content tower misses them.",
+            f"{found['test_items_not_in_training']:.0%} of the test events are of items that do not occur in training: a model "
+            "without a content tower misses them.",
         ),
         (
             found["repeated_share"] > few,
-            f"{found['repeated_share']:.0%} of the events repeat an item of the same user: metrics leave a user's items out, but "
-            "for the one that came.",
+            f"{found['repeated_share']:.0%} of the events repeat an item of the same user: the metrics leave out the items that a "
+            "user had before, except the item of the event.",
         ),
         (
             found["first"] == found["last"],
-            "All events have the same time: histories are in the order of the table, and a temporal split says nothing.",
+            "All events have the same time: histories are in the order of the table, and a temporal split means nothing.",
         ),
     ]
     return [sentence for holds, sentence in said if holds]

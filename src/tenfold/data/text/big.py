@@ -90,7 +90,7 @@ def clean_big(
         if name == "filter" and on != "slurm":
             before.run()
             if not any(Path(folder["filtered"]).glob("*")):
-                raise TenfoldError(f"{source} has no usable text: {out / 'dropped'} says what was left out.")
+                raise TenfoldError(f"{source} has no usable text: see {out / 'dropped'} for what was left out.")
     before.run()  # runs the stages that it depends on first
 
 
