@@ -106,7 +106,7 @@ def test_copies_negative_ids_one_huge_user_and_one_item_are_taken(tmp_path):
     users = np.repeat([0, 1, 2], [200_000, 3, 3])
     pa.parquet.write_table(pa.table({"user": users, "item": users % 7, "time": np.arange(len(users))}), tmp_path / "huge.parquet")
     found = open_interactions(str(tmp_path / "huge.parquet"), tmp_path, LEAVE_ONE_OUT)
-    assert report(found)["bots"] == 1 and "may be machines" in " ".join(report(found)["warnings"])
+    assert report(found)["bots"] == 1 and "may be bots" in " ".join(report(found)["warnings"])
     assert len(found.held_out("test").targets) == 3
     assert found.batch(0, slice(None), batch_size=6, seq_len=10, seed=0).tokens.shape == (6, 10)
 
