@@ -96,7 +96,9 @@ def resize(
     *,
     nodes: Annotated[Nodes | None, Meta(description="Nodes; by default as many as before.")] = None,
     gpus_per_node: Annotated[CountOrNone | None, Meta(description="GPUs on each node; by default as many as before.")] = None,
-    processes_per_node: Annotated[Count | None, Meta(description="Processes on each node; by default one for each GPU.")] = None,
+    processes_per_node: Annotated[
+        Count | None, Meta(description="Processes on each node; by default as before, or one for each of --gpus-per-node.")
+    ] = None,
     out: Where = Path(),
     json: Json = False,
 ) -> None:
