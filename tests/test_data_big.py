@@ -97,14 +97,14 @@ def test_the_same_pipeline_runs_on_ray(source, tmp_path):
     [
         ({"on": "moon"}, "no launcher 'moon'"),
         ({"on": "kubernetes"}, "datatrove does not run on 'kubernetes'"),
-        ({"on": "slurm"}, "say --partition"),
+        ({"on": "slurm"}, "give --partition"),
         ({"tasks": 0}, "at least one task"),
     ],
 )
 def test_what_cannot_run_is_one_sentence(tmp_path, changed, sentence):
     with pytest.raises(TenfoldError, match=sentence):
         clean_big(tmp_path, tmp_path / "out", **changed)
-    with pytest.raises(TenfoldError, match="is no folder"):
+    with pytest.raises(TenfoldError, match="is not a folder"):
         clean_big(tmp_path / "none", tmp_path / "out")
 
 

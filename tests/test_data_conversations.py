@@ -163,8 +163,8 @@ def test_validation_is_read_once_by_however_many():
     [
         ("no json", "line 2: write"),
         ('{"text": "a"}', "line 2: write"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "no answer"),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}', "no answer"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', "no message of the assistant"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "no message of the assistant"),
         ('{"messages": [{"role": "robot", "content": "a"}]}', "no role 'robot'"),
         ('{"messages": [{"role": "user", "content": 7}]}', "must be text"),
     ],
@@ -176,6 +176,11 @@ def test_what_is_no_chat_is_told_with_its_line(tmp_path, row, said):
         read_chats(tmp_path / "chats.jsonl")
     (tmp_path / "chats.jsonl").write_text(f"{good}\n\n")
     assert read_chats(tmp_path / "chats.jsonl") == [chat("a", "b")]
+
+
+def test_chats_with_a_byte_order_mark_are_read(tmp_path):
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}), encoding="utf-8-sig")
+    assert [message["content"] for message in read_chats(tmp_path / "chats.jsonl")[0]] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

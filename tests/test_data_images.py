@@ -170,7 +170,7 @@ def test_a_damaged_image_is_left_out_and_words_are_text(corpus, tmp_path, capsys
     special = set(images.vocabulary.special.values())
     assert corpus.tokenizer.decode(said[:-1]) == words and [i for i in said if i in special] == [images.vocabulary.document_end]
     (folder / "3.png").unlink()
-    with pytest.raises(TenfoldError, match="has 1 images: at least two are needed, .*1.png is damaged"):
+    with pytest.raises(TenfoldError, match="has 1 usable images: at least two are needed, .*1.png is damaged"):
         build_images(folder, tmp_path / "again", corpus, vision)
 
 

@@ -6,6 +6,7 @@ import pickle
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import boto3
 import fsspec
@@ -88,8 +89,19 @@ def test_what_was_mirrored_is_not_read_again(small, tmp_path):
         if "train-0" in path or "validation-0" in path:
             memory.pipe_file(path, b"")
     assert all(map(np.array_equal, before, batches(open_remote(url, tmp_path))))
-    with pytest.raises(TenfoldError, match="shorter than its manifest says"):
+    with pytest.raises(TenfoldError, match="shorter than the manifest says"):
         batches(open_remote(url, tmp_path / "elsewhere"))
+
+
+def test_many_threads_share_a_mirror(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 64)
+    url = f"memory://{tmp_path.name}/{uuid.uuid4().hex}"
+    upload(small.directory, url)
+    shards, positions = open_remote(url, tmp_path).tokens("train"), np.arange(20_000)
+    assert isinstance(shards, MirroredShards)
+    with ThreadPoolExecutor(16) as pool:
+        for seen in pool.map(lambda _: shards[positions], range(16)):
+            assert np.array_equal(seen, small.tokens("train")[positions])
 
 
 def test_a_corpus_goes_to_another_process_by_its_address(small, s3, tmp_path):

@@ -206,7 +206,7 @@ def test_a_job_that_there_is_not_or_that_has_ended_is_one_sentence(tmp_path, wor
 
 
 def test_a_damaged_record_is_one_sentence(tmp_path):
-    for text, says in (("{", "damaged"), ('{"version": 9}', "version 9"), ('{"version": 1, "on": "local"}', "no record of a job")):
+    for text, says in (("{", "damaged"), ('{"version": 9}', "version 9"), ('{"version": 1, "on": "local"}', "not a job's record")):
         (tmp_path / "tenfold-a.job.json").write_text(text)
         with pytest.raises(TenfoldError, match=says):
             tenfold(["launch", "status", "a", "--out", str(tmp_path)])

@@ -204,7 +204,7 @@ def test_rewards_take_trls_arguments_and_reasoning_gym(tmp_path):
             "same prompt",
         ),
         ({"prompt": "a", "chosen": "b"}, "line 2: write"),
-        ({"prompt": "a", "chosen": said("user", "b"), "rejected": "c"}, "must be one message of an assistant"),
+        ({"prompt": "a", "chosen": said("user", "b"), "rejected": "c"}, "must be one message of the assistant"),
         ({"prompt": said("robot", "a"), "chosen": "b", "rejected": "c"}, "no role 'robot'"),
     ],
 )

@@ -84,7 +84,7 @@ def test_what_is_no_table_of_interactions_is_said_in_a_sentence(tmp_path, text, 
     [
         ("nowhere.csv", "no file of interactions"),
         ("teacher:user=3", "no setting 'user'"),
-        ("teacher:users=many", "are numbers"),
+        ("teacher:users=many", "must be numbers"),
         ("sqlite:///{}/none.db#events", "no table 'events'"),
         ("nosuch://base", "cannot be read"),
         ("{}/bad.dat", "Row 2 of .* has 3 fields"),
@@ -106,7 +106,7 @@ def test_copies_negative_ids_one_huge_user_and_one_item_are_taken(tmp_path):
     users = np.repeat([0, 1, 2], [200_000, 3, 3])
     pa.parquet.write_table(pa.table({"user": users, "item": users % 7, "time": np.arange(len(users))}), tmp_path / "huge.parquet")
     found = open_interactions(str(tmp_path / "huge.parquet"), tmp_path, LEAVE_ONE_OUT)
-    assert report(found)["bots"] == 1 and "may be machines" in " ".join(report(found)["warnings"])
+    assert report(found)["bots"] == 1 and "may be bots" in " ".join(report(found)["warnings"])
     assert len(found.held_out("test").targets) == 3
     assert found.batch(0, slice(None), batch_size=6, seq_len=10, seed=0).tokens.shape == (6, 10)
 
@@ -177,6 +177,8 @@ def test_what_is_known_of_items_becomes_features_of_words_or_vectors(tmp_path):
     assert (p[:-2] != q[:-2]).sum() == 2 and np.allclose([p[-2:], q[-2:]], np.eye(2) * 2**0.5)
     new = features(pa.table({"item": ["r"], "item_title": ["RED  shoe!"], "item_vector": [[3.0, 0.0]]}))
     assert np.allclose(new[0], p)
+    with pytest.raises(TenfoldError, match="item_vector has values of the type struct"):
+        features(pa.table({"item": ["r"], "item_vector": [{"x": 1.0}]}))
 
 
 @pytest.mark.parametrize(

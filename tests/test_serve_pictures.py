@@ -340,7 +340,7 @@ REFUSED = {
     "no picture": ([f"data:image/png;base64,{base64.b64encode(b'hello').decode()}"], "Picture 1 is no image that can be read"),
     "a program": ([f"data:image/eps;base64,{base64.b64encode(EPS).decode()}"], "is no image that can be read"),
     "cut short": ([data_url(drawing(1, 40, 40))[:-100]], "Picture 1 is damaged or cut short"),
-    "too many pixels": ([huge(51, 50)], "Picture 1 has 2550 pixels, and at most 2500"),
+    "too many pixels": ([huge(51, 50)], "Picture 1 has 2550 pixels, more than 2500"),
     "far too many": ([huge(9000, 9000)], "9000 x 9000"),
     "one too many": ([data_url(drawing(1))] * 4, "at most 3 pictures"),
     "too large together": ([data_url(drawing(n, 32, 32)) for n in range(3)], "at most 8000 bytes"),

@@ -1,5 +1,6 @@
 """Files and folders are there whole or not at all, whatever kills their writers, fills the disk, or writes beside them."""
 
+import errno
 import json
 import os
 import random
@@ -17,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from tenfold.spec import files
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import append_line, one_at_a_time, read_lines, whole_file, whole_folder, write_json, write_text
+from tenfold.spec.files import append_line, holder, one_at_a_time, read_lines, whole_file, whole_folder, write_json, write_text
 
 WRITE = """
 import itertools, json, sys
@@ -161,16 +163,26 @@ def test_one_at_a_time_waits_or_refuses_and_is_free_when_its_holder_dies(tmp_pat
     assert not any(child.wait() for child in children)
     assert (tmp_path / "count").read_text() == "80" and names(tmp_path) == ["count"]
 
-    holder = start(HOLD, tmp_path)
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(TenfoldError, match=rf"Another process is training \(process {holder.pid} on .*since 2.*\): wait"):  # noqa: SIM117
+    other = start(HOLD, tmp_path)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(TenfoldError, match=rf"Another process is training \(process {other.pid} on .*since 2.*\): wait"):  # noqa: SIM117
         with one_at_a_time(tmp_path / "lock", "training"):
             pass
-    holder.kill()
-    holder.wait()
+    other.kill()
+    other.wait()
     with one_at_a_time(tmp_path / "lock", "training"):
         pass
     assert names(tmp_path) == ["count"]
+
+
+def test_a_file_system_without_locks_has_no_holder(tmp_path, monkeypatch):
+    def flock(stream, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with one_at_a_time(tmp_path / "lock", "training"):
+        assert holder(tmp_path / "lock") is None
+    assert names(tmp_path) == []
 
 
 def test_a_full_disk_leaves_what_was_there_and_no_scratch(tmp_path):

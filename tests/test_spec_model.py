@@ -57,11 +57,6 @@ def test_chunked_attention_counts_what_the_mask_lets_through():
     assert spec.attended(20000, layer=3) == pytest.approx(10000.5)
 
 
-def test_kv_cache_of_llama_3_8b():
-    # 32 layers x 8 heads x 128 x keys and values x 2 bytes = 128 KiB a token
-    assert published_model("llama-3-8b").kv_bytes_per_token() == 131072
-
-
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(TenfoldError, match=r"llama-3\.1-8b"):
         published_model("llama-3.1-8bb")

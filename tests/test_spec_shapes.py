@@ -134,7 +134,7 @@ def test_a_law_without_a_table_is_refused_in_a_sentence(tmp_path):
     with pytest.raises(TenfoldError, match="older version without 'optimum'"):
         optimum(1e15, str(path))
     path.write_text("[")
-    with pytest.raises(TenfoldError, match="is no law"):
+    with pytest.raises(TenfoldError, match="is not a law"):
         optimum(1e15, str(path))
 
 

@@ -38,7 +38,11 @@ def test_a_policy_that_was_asked_for_stays(monkeypatch):
 def test_a_run_keeps_the_threads_that_it_began_with(tmp_path, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert threads.recommended_threads(64) == 1
-    assert threads.recommended_threads(4096) == threads.available_cores()
+    for nonsense in ("all", "0", " "):
+        monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
+        assert threads.recommended_threads(4096) == threads.available_cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    assert threads.recommended_threads(4096) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads.recommended_threads(4096) == threads.recommended_threads(64, tmp_path) == 3
     (tmp_path / "run.jsonl").write_text(json.dumps({"event": "start", "threads": 5}) + '\n{"event": "step"}\n')

@@ -215,7 +215,7 @@ class FeedbackDatabase:
 # The kind, the version that is written, an older one (None: as it was before files said one), and what is said of that; "" if read.
 KINDS = [
     (TextCorpus, 3, 1, "delete it and build the corpus again"),
-    (Images, 2, 1, "delete it, and the images are prepared again"),
+    (Images, 2, 1, "delete it, and run the command again to prepare the images"),
     (Checkpoint, 2, None, "has version 1, and this Tenfold reads version 2: train in another directory"),
     (RunFile, 2, 1, ""),
     (FlatRunFile, 2, None, "gives seq_len, which is seq_len in the table [data]: write it there"),

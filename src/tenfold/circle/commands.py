@@ -1,4 +1,5 @@
-"""Commands that need several rooms: climb and sample, train in the planner's layout, compare a dry run with the planner."""
+"""Commands that use several rooms (packages such as `train`, `plan`, `serve`): `climb`, which also samples from the model, `train`
+with the planner's layout, a dry run beside the planner's figures, the circle, and the record of forecasts."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,20 +18,22 @@ from tenfold.train.commands import run as run_training
 from tenfold.train.config import RunConfig
 from tenfold.train.run_file import read_config
 
-RunFile = Annotated[File, Meta(description="A run file.")]
-World = Annotated[int, Meta(description="The number of processes.", ge=1, le=2**24)]
-MachineName = Annotated[Text, Meta(description="The accelerator of each process, as the planner names it.")]
+RunFile = Annotated[File, Meta(description="A run file (TOML).")]
+World = Annotated[int, Meta(description="The number of processes, one for each accelerator.", ge=1, le=2**24)]
+MachineName = Annotated[Text, Meta(description="The accelerator of each process, as the planner names it, such as h100.")]
 
 
 def climb(
     *,
     settings: ClimbSettings = ClimbSettings(),
     home: Home = Path("generations"),
-    on: Annotated[Literal["ray"] | None, Meta(description="Train the rungs as Ray tasks, at RAY_ADDRESS or here.")] = None,
-    again: Annotated[bool, Meta(description="Climb on from the newest generation, to ten times its compute.")] = False,
+    on: Annotated[
+        Literal["ray"] | None, Meta(description="Train the rungs as Ray tasks, on the cluster at RAY_ADDRESS or on this machine.")
+    ] = None,
+    again: Annotated[bool, Meta(description="Climb on from the newest generation in the home, to ten times its compute.")] = False,
     json: Json = False,
 ) -> None:
-    """Train a ladder, forecast ten times its compute, train that, and score the forecast.
+    """Train a ladder of small models, forecast a model of ten times their compute, train that one, and score the forecast.
 
     Examples:
 
@@ -52,7 +55,7 @@ def climb(
     from tenfold.spec.terminal import console
 
     out = console(stderr=json)
-    home = home.resolve() if on else home  # the tasks run in other folders
+    home = home.resolve() if on else home  # Ray tasks run in other working directories
 
     with when_stopped("the same command goes on from what had finished"):
         if again:
@@ -81,15 +84,15 @@ def climb(
 
 
 class DryRunOptions(Struct, frozen=True):
-    """Whether a run is only simulated with fake tensors (a dry run), and for which machines."""
+    """Whether the run is only simulated with fake tensors (a dry run), and for which machines."""
 
-    dry_run: Annotated[bool, Meta(description="Say what each process would hold and send, and end.")] = False
+    dry_run: Annotated[bool, Meta(description="Train nothing: print the memory and traffic (GiB) of each process.")] = False
     world: Annotated[World | None, Meta(description="The number of processes of a dry run.")] = None
-    machine: Annotated[Text, Meta(description="The accelerator that the planner's figures beside a dry run are for.")] = "h100"
+    machine: Annotated[Text, Meta(description="The accelerator for which a dry run shows the planner's figures.")] = "h100"
 
 
 def train(
-    config: Annotated[File | None, Meta(description="A run file; without one, the options must say at least --flops.")] = None,
+    config: Annotated[File | None, Meta(description="A run file (TOML); without one, give at least --flops.")] = None,
     /,
     *,
     options: RunOptions = RunOptions(),
@@ -98,7 +101,7 @@ def train(
 ) -> None:
     """Train one model as a run file says; everything left out is derived from the compute and printed with its reason.
 
-    Every key of the run file is an option too, and takes its place: `--optimizer.learning-rate` is `learning_rate` in the table
+    Every key of the run file is also an option, which overrides it: `--optimizer.learning-rate` is `learning_rate` in the table
     `[optimizer]`.
 
     Examples:
@@ -135,7 +138,7 @@ def train(
 def dry_run(
     run: RunFile | None = None, /, *, world: World, machine: MachineName = "h100", changes: Given[RunConfig], json: Json = False
 ) -> None:
-    """What each process of a run would hold and send, found with fake processes, beside the planner's figures.
+    """Show the memory and traffic of each process of a run, from a simulation without accelerators, beside the planner's figures.
 
     Example: tenfold train dry-run run.toml --world 16384 --machine h100
     """
@@ -155,7 +158,7 @@ def dry_run(
 def layout(
     run: RunFile | None = None, /, *, world: World, machine: MachineName = "h100", changes: Given[RunConfig], json: Json = False
 ) -> None:
-    """The planner's fastest layout that the trainer can build, as it is written in a run file.
+    """Print the planner's fastest layout that the trainer can build, in the form of a run file.
 
     Example: tenfold train layout run.toml --world 256 --machine h100
     """
@@ -179,12 +182,12 @@ def circle(
     *,
     settings: CircleSettings = CircleSettings(),
     home: Home = Path("generations"),
-    again: Annotated[bool, Meta(description="Walk the next circle: ten times the compute.")] = False,
+    again: Annotated[bool, Meta(description="Begin the next circle, at ten times the compute, once the last one is done.")] = False,
     json: Json = False,
 ) -> None:
-    """Let every room do its part in one home, from a climb to a fleet that learns.
+    """Run the whole loop once in one home: climb, plan, sites, learn, rank, fleet.
 
-    A circle that was stopped goes on where it was. With TENFOLD_CIRCLE=small in the environment it is a small one.
+    A circle that was stopped goes on from where it was. TENFOLD_CIRCLE=small in the environment makes the runs smaller.
 
     Examples:
 
@@ -206,9 +209,9 @@ def circle(
 
 
 def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
-    """Every forecast made in a home, what came, and whether its interval held.
+    """List every forecast made in a home, its outcome, and whether its interval held.
 
-    `width` is how many times as wide as its maker stated an interval is, by the outcomes of the same kind before it.
+    `width` is the factor by which the outcomes of earlier forecasts of the same kind widened its interval (below 1: narrowed).
 
     Example: tenfold forecasts --home generations
     """
@@ -238,15 +241,15 @@ def forecasts(*, home: Home = Path("generations"), json: Json = False) -> None:
 
 
 def record_outcome(
-    key: Annotated[Text, Meta(description="The forecast, as `tenfold forecasts` names it.")],
-    measured: Annotated[float, Meta(description="What came, in the forecast's unit.")],
+    key: Annotated[Text, Meta(description="The forecast's key, as `tenfold forecasts` lists it.")],
+    measured: Annotated[float, Meta(description="The measured outcome, in the forecast's unit.")],
     /,
     *,
     home: Home = Path("generations"),
 ) -> None:
-    """Add what came of a forecast, once; it is never changed.
+    """Record the outcome of a forecast. It can be recorded once and is never changed.
 
-    Example: tenfold forecasts outcome plan/next/wall_days 83
+    Example: tenfold forecasts outcome plan/3f9c1a2b4d5e/seconds 7.2e6
     """
     from tenfold.spec.forecasts import outcome
 

@@ -1,4 +1,4 @@
-"""`tenfold train --dry-run`: what fake processes hold and send, beside the planner's figures."""
+"""`tenfold train --dry-run`: the memory and traffic of simulated processes, beside the planner's figures."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tenfold.train.dry_run import DryRun
 
 
 def print_dry_run(found: DryRun, plan: dict[str, Any]) -> None:
-    """A dry run as a table, a column for each kind of process and one for the planner's figures (`beside_the_plan`)."""
+    """Print a dry run as a table: a column for each simulated rank, and one for the planner's figures (`beside_the_plan`)."""
     table = Figures("GiB of one process", *(f"rank {rank.rank:,}" for rank in found.ranks), "planner")
     for name, planned in plan["plan_parts_gib"].items():
         table.add_row(name, *(f"{rank.parts_gib.get(name, 0.0):.2f}" for rank in found.ranks), f"{planned:.2f}")
@@ -28,10 +28,10 @@ def print_dry_run(found: DryRun, plan: dict[str, Any]) -> None:
 
 
 def beside_the_plan(found: DryRun, machine_name: str) -> dict[str, Any]:
-    """The planner's figures for the same run, and the difference of its sums in per cent.
+    """The planner's memory and traffic for the same run in GiB, and by how many per cent its sums differ from the dry run's.
 
-    Its memory is compared with the fullest rank's, without the 1.5 GiB that it adds for CUDA's context and the allocator; what
-    is sent is compared with a rank's in the middle of a pipeline.
+    The planner's memory is compared with that of the fullest rank, without the `CONTEXT_GIB` that it adds for CUDA's context and
+    the allocator; its traffic with that of a rank in the middle of the pipeline.
     """
     layout, on = found.layout, machine(machine_name)
     needed, sent = memory(found.spec, layout, on), traffic(found.spec, layout, on)

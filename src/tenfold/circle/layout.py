@@ -11,10 +11,11 @@ from tenfold.train.resolve import resolve_hyperparameters, resolve_model
 
 
 def with_layout(config: RunConfig, world: int, machine_name: str | None, vocab_size: int | None = None) -> RunConfig:
-    """`config` with the planner's layout for `world` processes, where it asks for one; each has the accelerator `machine_name`.
+    """`config` with the planner's fastest layout for `world` processes if it has `parallel = "auto"`; else `config` unchanged.
 
-    With the layout comes the batch that it divides. The processes share one copy (FSDP) where the planner does not know their
-    accelerator (None, also for a CPU). Raises TenfoldError where no layout fits. `vocab_size` is that of the corpus.
+    Each process has the accelerator `machine_name`. The batch size is set to one that the layout divides. If the accelerator is
+    None (a CPU, or one that the planner does not know), all processes share one copy of the weights (FSDP). `vocab_size` is that
+    of the corpus; None takes that of the published model or of [data]. Raises TenfoldError if no layout fits.
     """
     if config.parallel != "auto":
         return config

@@ -1,7 +1,8 @@
-"""The circle: every room does its part in one home, in order, and its results are passed to the next room.
+"""The circle: every room (`ROOMS`) does its part of the loop in one home, in order, and the next room uses its results.
 
-`circle.json` says what each room found; that it was skipped, or failed, by a sentence. A home is walked again and again: each
-circle climbs on to ten times the compute of the one before, and its forecasts learn from what came of earlier ones.
+`circle.json` holds the results of each room, or a sentence that says why it was skipped or failed. The circle can be run again in
+the same home: each one climbs on to ten times the compute of the one before, and its forecasts are calibrated by the outcomes of
+earlier ones.
 """
 
 import os
@@ -27,29 +28,33 @@ if TYPE_CHECKING:
     from tenfold.scale.options import ClimbSettings
 
 VERSION = 1  # of circle.json
-AGAIN = "walk the circle again"
+AGAIN = "walk the circle again"  # what error messages tell the user to do
 ROOMS = ("climb", "plan", "sites", "learn", "rank", "fleet")
-TOP_FLOPS = 5e11
+TOP_FLOPS = 5e11  # of the first circle's climb
 FILES = ("model", "feedback", "interactions", "fleet", "sites", "demand")  # settings that name a file, or a database by its URL
 Say = Callable[[str], None]
 Walk = Callable[[Path, Say], dict[str, Any]]
 
 
 class CircleSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """What all circles of a home have in common. What is left out is simulated, or an example."""
+    """The settings that all circles of a home share. Whatever is not given is simulated, or an example."""
 
-    corpus: Annotated[Text, Meta(description="Text of the climb, as `tenfold climb` takes it.")] = "stdlib"
-    seed: Annotated[Seed, Meta(description="Seed of weights, of the order of data, and of the fleet's demand.")] = 0
+    corpus: Annotated[Text, Meta(description="Text of the climb, as `tenfold climb --corpus` takes it.")] = "stdlib"
+    seed: Annotated[Seed, Meta(description="Seed of the initial weights, the order of the data, and the fleet's demand.")] = 0
     model: Annotated[Text | None, Meta(description="The chat model that is tuned first; by default SmolLM2-135M.")] = None
-    feedback: Annotated[Text | None, Meta(description="A feedback database of your users, in place of simulated ones.")] = None
+    feedback: Annotated[
+        Text | None, Meta(description="A feedback database or chats of your users; by default users are simulated.")
+    ] = None
     steps: Annotated[Count, Meta(description="Steps of tuning in each circle.")] = 20
-    interactions: Annotated[Text | None, Meta(description="A table of your users, items and times, for the ranker.")] = None
-    fleet: Annotated[Text | None, Meta(description="A fleet file, which is simulated beside the live slots.")] = None
+    interactions: Annotated[
+        Text | None, Meta(description="A table of user, item and time, for the ranker; by default made ones and MovieLens.")
+    ] = None
+    fleet: Annotated[Text | None, Meta(description="A fleet file, which is simulated in addition to the live slots.")] = None
     sites: Annotated[Text | None, Meta(description="A sites file, as `tenfold sites` takes it.")] = None
     demand: Annotated[Text | None, Meta(description="A demand file, as `tenfold sites` takes it.")] = None
 
     def from_anywhere(self) -> "CircleSettings":
-        """The same with absolute paths. Raises TenfoldError for a file that is not there."""
+        """The same settings with absolute paths. Raises TenfoldError for a file that does not exist."""
         given = {name: getattr(self, name) for name in FILES if "://" not in (getattr(self, name) or "://")}
         if missing := next((name for name in given if not Path(given[name]).exists()), None):
             raise TenfoldError(f"{given[missing]} does not exist: give --{missing} a file that does.")
@@ -58,7 +63,7 @@ class CircleSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Circle(Struct, frozen=True):
-    """The `number`th circle of a home; `after` names the newest generation when it began, from which the climb goes on."""
+    """The `number`th circle of a home. `after` names the newest generation when the circle began: its climb starts from there."""
 
     number: int = 1
     settings: CircleSettings = CircleSettings()
@@ -66,15 +71,15 @@ class Circle(Struct, frozen=True):
 
     @property
     def seed(self) -> int:
-        """Of the users and the demand, which are others in each circle."""
+        """The seed of users and demand, which differ in each circle."""
         return self.settings.seed + self.number - 1
 
 
 def walk(home: Path, say: Say, asked: CircleSettings = CircleSettings(), again: bool = False) -> dict[str, Any]:
-    """Walk the circle in `home`, going on from where an earlier call was stopped; returns what `circle.json` holds. `again`
-    begins the next circle where the last is done.
+    """Run the circle in `home`, going on from where an earlier call was stopped. Returns the content of `circle.json`.
 
-    A room whose extra is not installed is skipped by a sentence. Raises TenfoldError where one fails; those before it stay done.
+    With `again`, the next circle begins if the last one is done. A room whose optional packages are not installed is skipped, with
+    a sentence that says so. Raises TenfoldError if a room fails; the results of the rooms before it are kept.
     """
     circle = _begun(home, asked.from_anywhere(), again)
     make_folder(home)
@@ -100,9 +105,10 @@ def walk(home: Path, say: Say, asked: CircleSettings = CircleSettings(), again: 
 
 
 def _begun(home: Path, asked: CircleSettings, again: bool) -> Circle:
-    """The circle that is to be walked: the one that was begun, or the next where that is done and `again` is asked for.
+    """The circle to run: the one that was begun in `home`, or, with `again`, the next one if that is done.
 
-    Raises TenfoldError for `again` where none was walked, and for other settings than those of the home's first circle.
+    Raises TenfoldError if `again` is asked for and no circle was begun, or if the settings differ from those of the home's first
+    circle.
     """
     file = home / "circle.json"
     if not file.exists():
@@ -145,7 +151,7 @@ def _newest_finished(home: Path) -> str | None:
 
 
 def _climb(home: Path, say: Say, circle: Circle) -> dict[str, Any]:
-    """A tiny climb, or ten times the last one, scored; one that has been scored stays."""
+    """Climb and score: a tiny climb in the first circle, ten times the last one in every other. A finished climb is kept."""
     from tenfold.scale import climb as climbing
     from tenfold.scale.documents import read
     from tenfold.scale.generations import is_finished, newest, prompt_of
@@ -177,7 +183,7 @@ def _first_climb(settings: CircleSettings) -> "ClimbSettings":
 
 
 def _plan(home: Path, say: Say, number: int) -> dict[str, Any]:
-    """Score the plan that was made for the climb's run, calibrate by that run, and plan the next times ten on this machine."""
+    """Score the last circle's plan by the climb's run, calibrate the planner by that run, and plan ten times its compute here."""
     from tenfold.plan.commands import MachineOptions
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.costs.surroundings import Surroundings
@@ -206,5 +212,5 @@ def _plan(home: Path, say: Say, number: int) -> dict[str, Any]:
     made_from = (calibrated, generation / "score.json")
     record(home, whole, {str(file.relative_to(home)): file_sha256(file) for file in made_from})
     days = around_it.wall_days.mid
-    say(f"plan: {said} The next times ten takes {days * 24:.2f} hours here.")
+    say(f"plan: {said} Ten times its compute would take {days * 24:.2f} hours here.")
     return {"factor": calibration.factor, "next_hours": days * 24, "files": ["plan/plan.json", str(calibrated.relative_to(home))]}

@@ -1,4 +1,4 @@
-"""The command line: finds the rooms' own commands, runs one, and prints an error as one sentence."""
+"""The command line: finds the command that the arguments name, runs it, and prints an error as one sentence."""
 
 import io
 import os
@@ -16,7 +16,7 @@ ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sig
 
 
 def main() -> None:
-    """Run `tenfold`. The exit status is 1 after an error, 2 after wrong usage, 128 and its number after a signal."""
+    """Run `tenfold`. The exit status is 1 after an error, 2 after wrong usage, and 128 + N after signal N."""
     try:
         with _signals_raise():
             _run()
@@ -32,7 +32,7 @@ def main() -> None:
 def _run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be valid text, nor has every terminal all letters
+            stream.reconfigure(errors="backslashreplace")  # file names may be no valid UTF-8, and terminals may lack letters
     try:
         from tenfold.cli.commands import run
         from tenfold.spec.threads import set_waiting_policy
@@ -45,9 +45,11 @@ def _run() -> None:
     except (TenfoldError, OSError) as error:
         if os.environ.get("TENFOLD_DEBUG"):
             raise
-        if isinstance(error, OSError) and error.filename is None:  # writing the output may have failed: drop what is buffered
+        # An OSError without a file name may come from writing to standard output: discard what is buffered, or Python's own flush
+        # at exit fails again.
+        if isinstance(error, OSError) and error.filename is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if not isinstance(error, BrokenPipeError):  # a reader such as `head` that has left is no error to report
+        if not isinstance(error, BrokenPipeError):  # the reader, such as `head`, has closed the pipe: nothing to report
             print(f"tenfold: {_sentence(error)}", file=sys.stderr)
         sys.exit(_status(error))
 
@@ -69,15 +71,16 @@ def _status(error: Exception) -> int:
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP, where they are not ignored, raise KeyboardInterrupt in the block as Ctrl-C does, so that it can clean up.
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt in the block, as Ctrl-C does, so that it can clean up.
 
-    An exception raised within a destructor or a callback is lost, so a signal that arrives there is sent again.
+    Signals that the caller ignores stay ignored. Python drops an exception that is raised within a destructor or a callback
+    (`sys.unraisablehook`), so a signal that arrives there is sent again.
     """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt(signal.Signals(number))
 
-    def again(lost: Any) -> None:
+    def send_again(lost: Any) -> None:
         if isinstance(lost.exc_value, KeyboardInterrupt):
             threading.Timer(0.1, os.kill, (os.getpid(), stopped(lost.exc_value)[0])).start()
         else:
@@ -86,7 +89,7 @@ def _signals_raise() -> Iterator[None]:
     found = [number for number in ENDING if _in_main_thread() and signal.getsignal(number) == signal.SIG_DFL]
     for number in found:
         signal.signal(number, stop)
-    before, sys.unraisablehook = sys.unraisablehook, again
+    before, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The rooms' commands, found by their entry points `tenfold.commands`; a command is loaded when it is used."""
+"""Find a command among the entry points `tenfold.commands`, and run it. A command's module is imported only when it is used."""
 
 import argparse
 import inspect
@@ -13,7 +13,7 @@ ABOUT = "Forecast, plan, train, serve and improve the next generation of a langu
 
 
 def run(arguments: list[str]) -> None:
-    """Run the command that the arguments name, or print what there is. Raises TenfoldError."""
+    """Run the command that the arguments name; where they name a group of commands, print its help. Raises TenfoldError."""
     if arguments[:1] == ["--debug"]:
         os.environ["TENFOLD_DEBUG"] = "1"
         arguments = arguments[1:]
@@ -30,9 +30,11 @@ def run(arguments: list[str]) -> None:
 
 
 def find(arguments: list[str]) -> tuple[Parser | None, list[str]]:
-    """The parser of the command that the first arguments name, and the remaining arguments.
+    """The parser of the command that the first arguments name, and the remaining arguments; the entry point `plan.compare` is
+    the command `tenfold plan compare`.
 
-    Where they name a group of commands, None and the words that name it. `plan.compare` is `tenfold plan compare`.
+    Where the arguments name a group of commands: None, and the words that name the group. Raises UsageError where there is no
+    such command.
     """
     known = plugins("commands")
     words: list[str] = []
@@ -51,13 +53,13 @@ def find(arguments: list[str]) -> tuple[Parser | None, list[str]]:
 
 
 def verbs(words: list[str]) -> list[str]:
-    """The names that may follow `words`."""
+    """The words that may follow `words` in the name of a command."""
     names = [name.split(".") for name in plugins("commands")]
     return list(dict.fromkeys(name[len(words)] for name in names if name[: len(words)] == words and len(name) > len(words)))
 
 
 def listing(words: list[str]) -> str:
-    """The help of a group of commands: each with the first line of its own."""
+    """The help of a group of commands: a line for each, with the first line of its docstring."""
     name = " ".join(["tenfold", *words])
     parser = argparse.ArgumentParser(
         name, f"{name} COMMAND [OPTIONS]", None if words else ABOUT, formatter_class=Formatter, add_help=False
@@ -72,7 +74,7 @@ def listing(words: list[str]) -> str:
 
 
 def _about(words: list[str]) -> str:
-    """A command's help in a sentence, or the verbs of a group."""
+    """The first line of a command's docstring, or the commands of a group."""
     entry = ".".join(words)
     if entry not in plugins("commands"):
         return f"{', '.join(verbs(words))}: see `tenfold {' '.join(words)} --help`."
@@ -83,6 +85,6 @@ def _about(words: list[str]) -> str:
 
 
 def _with_hyphens(arguments: list[str]) -> list[str]:
-    """Options may be written with underscores, as the keys of run files are: `--seq_len`."""
+    """The arguments with hyphens in option names: options may also be written like the keys of run files, `--seq_len`."""
     split = (argument.partition("=") for argument in arguments)
     return [name.replace("_", "-") + sign + value if name.startswith("--") else name + sign + value for name, sign, value in split]

@@ -1,4 +1,7 @@
-"""A function as a command: its parameters, and the fields of the structs among them, are the command's arguments and options."""
+"""Turn a function into a command: its parameters become arguments and options.
+
+A parameter whose type is a struct or a dataclass (a "table") gives one option for each of its fields.
+"""
 
 import argparse
 import dataclasses
@@ -26,35 +29,39 @@ UNSET = (inspect.Parameter.empty, dataclasses.MISSING, msgspec.NODEFAULT)
 
 
 class UsageError(TenfoldError):
-    """A command or an option that there is not, or a value that it does not take."""
+    """An unknown command or option, or a value that an option does not accept."""
 
 
 class Option(NamedTuple):
-    """An option, or an argument, whose `flag` is empty. `path` says where its value goes: the parameter, then fields within it."""
+    """An option, or, if `flag` is empty, a positional argument.
+
+    `path` says where its value goes: the name of the parameter, then the names of the nested fields.
+    """
 
     path: tuple[str, ...]
     flag: str
     type: Any
     default: Any
-    partial: bool = False  # a field of `Given`: nothing is passed where it is not given
+    partial: bool = False  # a field of a `Given` parameter: left out of the call if the user does not give it
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Its name in messages: `--seq-len`, or `CONFIG` for an argument."""
         return self.flag or self.path[-1].upper()
 
     @property
     def kinds(self) -> list[Any]:
-        """The alternatives of its type, without None."""
+        """The members of its type if that is a union, without None; else the type alone."""
         return alternatives(self.type)
 
     @property
     def choices(self) -> list[str]:
+        """The words that it takes where its type is a `Literal`."""
         return choices(self.type)
 
     @property
     def item(self) -> Any:
-        """The type of one value where an option may be given several times, else None."""
+        """The type of one value if the option may be given several times (its type is a list or a tuple), else None."""
         kind = self.kinds[0]
         return get_args(kind)[0] if get_origin(kind) in (list, tuple) and get_args(kind)[0] in METAVARS else None
 
@@ -77,7 +84,7 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
 
 
 def _fields(path: tuple[str, ...], prefix: str, table: type, *, partial: bool = False, defaults: Any = None) -> Iterator[Option]:
-    """The options of a table; `defaults` is the table that stands where none is given."""
+    """The options of a table's fields. Their defaults are the values in the table `defaults`, if there is one."""
     hints = get_type_hints(table, include_extras=True)
     fields: Any = msgspec.structs.fields(table) if issubclass(table, msgspec.Struct) else dataclasses.fields(cast(Any, table))
     for field in fields:
@@ -88,20 +95,20 @@ def _fields(path: tuple[str, ...], prefix: str, table: type, *, partial: bool = 
         tables = [kind for kind in alternatives(kind) if is_table(kind)]
         for inner in tables:
             yield from _fields(here, f"{flag}." if partial else "--", inner, partial=partial)
-        # What is required of a struct that is given in part, the command itself fills in.
+        # A required field of a `Given` struct gets no option: the command fills it in itself.
         if len(tables) < len(alternatives(kind)) and not (partial and default in UNSET):
             yield Option(here, flag, kind, default, partial)
 
 
 def meta(kind: Any) -> dict[str, Any]:
-    """What an annotation says: its `help`, a `flag` where it is not the field's name, the `kind` of a path."""
+    """The metadata of an annotation: `help`, `flag` if it differs from the field's name, and a path's `kind` (file, folder)."""
     found = list(_metas(kind))
     extra = {key: value for m in found for key, value in (m.extra or {}).items()}
     return {"help": next((m.description for m in found if m.description), ""), **extra}
 
 
 def _metas(kind: Any) -> Iterator[msgspec.Meta]:
-    """The `msgspec.Meta` of an annotation, the outermost first, then those of the alternatives within it."""
+    """Every `msgspec.Meta` of an annotation: the outermost first, then those of the members of a union."""
     yield from (m for m in getattr(kind, "__metadata__", ()) if isinstance(m, msgspec.Meta))
     inner = get_args(kind)[:1] if get_origin(kind) is Annotated else get_args(kind)
     for part in inner if get_origin(kind) in (Annotated, Union, UnionType) else ():
@@ -117,14 +124,14 @@ def _without_none(kind: Any) -> Any:
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help whose texts stand in one column, behind the longest names."""
+    """Help whose descriptions begin in one column."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34)
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of one command. `verbs` are the further commands below its name. Wrong usage is raised as a UsageError."""
+    """The parser of one command. `verbs` are the commands below its name, listed at the end of its help. Raises UsageError."""
 
     def __init__(self, function: Callable[..., Any], name: str, verbs: list[str]):
         see = f"See also: {', '.join(f'{name} {verb}' for verb in verbs)}." if verbs else ""
@@ -138,7 +145,7 @@ class Parser(argparse.ArgumentParser):
             _add(group, option)
 
     def call(self, arguments: list[str]) -> inspect.BoundArguments:
-        """The arguments of a call of the function. Raises UsageError."""
+        """Parse the command line into the arguments for a call of the function. Raises UsageError."""
         texts, unknown = self.parse_known_intermixed_args(arguments)
         if unknown:
             near = nearest(unknown[0].split("=")[0], [*(o.flag for o in self.options), *self.verbs])
@@ -152,18 +159,20 @@ class Parser(argparse.ArgumentParser):
 def _add(group: Any, option: Option) -> None:
     default, required = option.default, option.default in UNSET
     silent = required or default is None or default is False or default in ([], (), {})
-    shown = "" if silent else f" [{_shown(default)}]"
-    said: dict[str, Any] = {"help": f"{meta(option.type)['help']}{shown}".replace("%", "%%"), "dest": ".".join(option.path)}
+    shown_default = "" if silent else f" [{_shown(default)}]"
+    text = f"{meta(option.type)['help']}{shown_default}".replace("%", "%%")
+    shared: dict[str, Any] = {"help": text, "dest": ".".join(option.path)}
     names = [METAVARS.get(option.item or kind, "TOML") for kind in option.kinds if get_origin(kind) is not Literal]
     metavar = "|".join([*option.choices, *dict.fromkeys(names)])
     if not option.flag:
-        group.add_argument(**said, metavar=option.name, nargs="+" if option.item else None if required else "?")
+        group.add_argument(**shared, metavar=option.name, nargs="+" if option.item else None if required else "?")
     elif option.kinds == [bool] and (option.partial or default is True):
-        group.add_argument(option.flag, **said, action=argparse.BooleanOptionalAction)
+        group.add_argument(option.flag, **shared, action=argparse.BooleanOptionalAction)
     elif option.kinds == [bool]:
-        group.add_argument(option.flag, **said, action="store_const", const=True)
+        group.add_argument(option.flag, **shared, action="store_const", const=True)
     else:
-        group.add_argument(option.flag, **said, metavar=metavar, required=required, action="append" if option.item else "store")
+        action = "append" if option.item else "store"
+        group.add_argument(option.flag, **shared, metavar=metavar, required=required, action=action)
 
 
 def _shown(value: Any) -> str:
@@ -171,7 +180,7 @@ def _shown(value: Any) -> str:
 
 
 def bind(function: Callable[..., Any], options: list[Option], texts: dict[str, Any]) -> inspect.BoundArguments:
-    """The arguments of a call, from the texts of its options. Raises UsageError that names a wrong option."""
+    """The arguments for a call, from the texts given for its options. Raises UsageError that names the wrong option."""
     signature, hints = inspect.signature(function), get_type_hints(function)
     given: dict[str, Any] = {name: {} for name, kind in hints.items() if get_origin(kind) is Given}
     for option in options:
@@ -188,7 +197,7 @@ def bind(function: Callable[..., Any], options: list[Option], texts: dict[str, A
 
 
 def _build(kind: Any, value: Any, default: Any = None) -> Any:
-    """`value` itself; or, where `kind` is a table, the table with the fields in `value`, and the other fields as in `default`."""
+    """`value` itself; or, if `kind` is a table, that table with the fields in `value` and all other fields as in `default`."""
     if not is_table(kind):
         return value
     hints = get_type_hints(kind)
@@ -206,18 +215,18 @@ def _value(option: Option, text: Any) -> Any:
 
 
 def _read(option: Option, kind: Any, text: Any) -> Any:
-    """The value that a text stands for: tables and lists are written as in TOML, numbers also as 15T."""
+    """Convert the text of an option to its type. Tables and lists are written as in TOML; numbers may have a suffix, as in 15T."""
     value = text
     try:
         if isinstance(text, str) and text[:1] in ("[", "{") and not set(alternatives(kind)) <= METAVARS.keys():
             value = tomllib.loads(f"value = {text}")["value"]
         made = _convert(value, kind)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{option.name} takes a value as in TOML, not {text!r}: {error}.") from None
+        raise UsageError(f"{option.name} takes a value written as in TOML, not {text!r}: {error}.") from None
     except msgspec.ValidationError as error:
         if value is not text:
             raise UsageError(f"{option.name} does not take {text!r}: {str(error).replace('`', '')}.") from None
-        plain = text.isdecimal()  # a plain whole number was read exactly above; as a quantity it would be rounded to a float
+        plain = text.isdecimal()  # a whole number that failed above is out of range: as a quantity it would be rounded to a float
         made = _quantity(text, kind) if {int, float} & set(option.kinds) and not plain else math.nan
     if unusable(made) is not None:
         raise UsageError(f"{option.name} must be {words(kind)}, not {shown(text)}{nearest(text, option.choices)}.")
@@ -237,7 +246,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def require_kinds(options: list[Option], call: inspect.BoundArguments) -> None:
-    """Raises TenfoldError where a path of the call is a folder and must be a file, or the other way round."""
+    """Raises TenfoldError if a path of the call is a folder where a file is needed, or a file where a folder is needed."""
     for option in options:
         kind = meta(option.type).get("kind")
         path = functools.reduce(_part, option.path[1:], call.arguments.get(option.path[0], option.default))

@@ -9,23 +9,23 @@ from tenfold.data.text.options import ReadOptions, TextOptions
 from tenfold.spec.commands import Folder, Json, print_json
 from tenfold.spec.ranges import CountOrNone, Nodes, Text, VocabSize
 
-Corpus = Annotated[Folder, Meta(description="A corpus.")]
+Corpus = Annotated[Folder, Meta(description="The folder of a corpus.")]
 
 
 class BuildOptions(Struct, frozen=True):
     """How a corpus is made."""
 
-    vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary of a tokenizer that is trained.")] = 2048
-    tokenizer_from: Annotated[Path | None, Meta(description="Take the tokenizer of a corpus, a model or a GGUF file.")] = None
+    vocab_size: Annotated[VocabSize, Meta(description="Tokens in the vocabulary, if a tokenizer is trained.")] = 2048
+    tokenizer_from: Annotated[Path | None, Meta(description="Use the tokenizer of this corpus, model or GGUF file.")] = None
 
 
 class CleanOptions(Struct, frozen=True):
-    """Where and how much text is cleaned."""
+    """Where text is cleaned, and in how many tasks."""
 
-    on: Annotated[Literal["local", "slurm", "ray"], Meta(description="Where the work is done.")] = "local"
-    tasks: Annotated[Nodes, Meta(description="Tasks that each stage is divided into.")] = 1
-    partition: Annotated[str, Meta(description="Slurm's partition.")] = ""
-    limit: Annotated[str, Meta(description="Slurm's time limit of a stage.")] = "24:00:00"
+    on: Annotated[Literal["local", "slurm", "ray"], Meta(description="Where the tasks run.")] = "local"
+    tasks: Annotated[Nodes, Meta(description="The number of tasks in each stage.")] = 1
+    partition: Annotated[str, Meta(description="Slurm: the partition.")] = ""
+    limit: Annotated[str, Meta(description="Slurm: the time limit of a stage, hours:minutes:seconds.")] = "24:00:00"
 
 
 def build(
@@ -37,7 +37,7 @@ def build(
     text: TextOptions = TextOptions(),
     json: Json = False,
 ) -> None:
-    """Make a corpus: clean documents, a tokenizer, memory-mapped tokens.
+    """Make a corpus: clean and deduplicate documents, train or take a tokenizer, and write the tokens.
 
     Example: tenfold data build ~/texts --out corpora/texts --vocab-size 8192
     """
@@ -48,26 +48,26 @@ def build(
 
 
 def clean(
-    source: Annotated[Folder, Meta(description="A folder of files of text, at the same path on all nodes.")],
+    source: Annotated[Folder, Meta(description="A folder of text files, at the same path on all nodes.")],
     /,
     *,
-    out: Annotated[Folder, Meta(description="Where stages and result are kept; the clean text comes to OUT/clean.")],
+    out: Annotated[Folder, Meta(description="The folder for the stages and the result; the clean text is written to OUT/clean.")],
     options: CleanOptions = CleanOptions(),
     text: ReadOptions = ReadOptions(),
 ) -> None:
-    """Clean and deduplicate text that is too much for one machine, before `tenfold data build OUT/clean`.
+    """Clean and deduplicate text that is too large for one machine, before `tenfold data build OUT/clean`.
 
     Example: tenfold data clean /shared/web --out /shared/web-clean --on slurm --tasks 2000 --partition cpu
     """
     from tenfold.data.text.big import clean_big
 
     clean_big(source, out, **structs.asdict(options), options=text)
-    print(f"The clean text {'comes to' if options.on == 'slurm' else 'is in'} {out / 'clean'}.")
+    print(f"The clean text {'will be' if options.on == 'slurm' else 'is'} in {out / 'clean'}.")
 
 
 def upload(
     directory: Corpus,
-    address: Annotated[Text, Meta(description="Where it goes: s3://bucket/folder, gs://..., or any that fsspec knows.")],
+    address: Annotated[Text, Meta(description="Its new address: s3://bucket/folder, gs://..., or any that fsspec knows.")],
     /,
 ) -> None:
     """Copy a corpus to an object store; a run reads it from there with `corpus = "s3://bucket/folder"`.
@@ -84,11 +84,11 @@ def show(
     directory: Corpus,
     /,
     *,
-    verify: Annotated[bool, Meta(description="Check every checksum.")] = False,
-    examples: Annotated[CountOrNone, Meta(description="Print so many validation documents.")] = 0,
+    verify: Annotated[bool, Meta(description="Check the checksum of every file.")] = False,
+    examples: Annotated[CountOrNone, Meta(description="Print this many validation documents.")] = 0,
     json: Json = False,
 ) -> None:
-    """What a corpus holds, and what was left out of it and why.
+    """Show what a corpus holds, and what was left out of it and why.
 
     Example: tenfold data show generations/corpus-stdlib-2048 --verify --examples 2
     """

@@ -1,6 +1,6 @@
-"""Fingerprints of the data that a folder of a home was made from, so that it is found again by content and not by name.
+"""Fingerprints of the data from which a folder in a home was made, so that it is found again by content and not by name.
 
-`manifest.json` of such a folder has its `recipe`: the hashes and options that determine its content.
+The `manifest.json` of such a folder holds its `recipe`: the hashes and options that determine its content.
 """
 
 import glob
@@ -14,13 +14,13 @@ from tenfold.data.text.clean import progress_bar
 from tenfold.spec.files import read_facts
 
 BLOCK_BYTES = 2**20
-_read: dict[str, str] = {}  # the content hash by listing, for files that this process has read
+_read: dict[str, str] = {}  # content hash by listing, of the files that this process has read
 
 
 class Fingerprint(NamedTuple):
-    """`content` is a hash of the files' endings and bytes, in order; `listing` one of their paths, sizes and times.
+    """`content` is a hash of the files' suffixes and bytes, in order; `listing` is a hash of their paths, sizes and times.
 
-    The same listing means the same content, so that files are read again only where it changed.
+    The same listing means the same content, so files are read again only if the listing has changed.
     """
 
     listing: str
@@ -28,7 +28,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(files: Callable[[], Iterable[Path]], known: Mapping[str, str], quiet: bool) -> Fingerprint:
-    """The fingerprint of `files`; `known` has content hashes by listing, from earlier readings."""
+    """The fingerprint of `files`. `known` maps listings to content hashes that were computed earlier."""
     listing, size = listing_of(files())
     content = known.get(listing) or _read.get(listing) or _content(files(), size, quiet)
     _read[listing] = content
@@ -36,7 +36,7 @@ def fingerprint(files: Callable[[], Iterable[Path]], known: Mapping[str, str], q
 
 
 def listing_of(files: Iterable[Path]) -> tuple[str, int]:
-    """A hash of the files' paths, sizes and times, and their bytes in all."""
+    """A hash of the files' paths, sizes and times, and their total size in bytes."""
     listing, size = hashlib.sha256(), 0
     for file in files:
         facts = _stat(file)
@@ -46,19 +46,19 @@ def listing_of(files: Iterable[Path]) -> tuple[str, int]:
 
 
 def known_in(home: Path, name: str) -> dict[str, str]:
-    """Content hashes by listing, from the manifests of the folders in `home` whose names begin with `name`."""
+    """Content hashes by listing, from the manifests in those folders of `home` whose names begin with `name`."""
     manifests = [read_facts(path) for path in sorted(home.glob(f"{glob.escape(name)}*/manifest.json"))]
     return {m["listing"]: m["recipe"]["content"] for m in manifests if "listing" in m and "recipe" in m}
 
 
 def folder_of(home: Path, name: str, recipe: Mapping[str, Any]) -> Path:
-    """The folder in `home` for what `recipe` makes: `name`, or `name` and a hash where `name` holds something else."""
+    """The folder in `home` for what `recipe` makes: `name`, or `name-HASH` if `name` holds something else."""
     plain, other = home / name, home / f"{name}-{digest(recipe)[:8]}"
     return other if other.exists() or (plain.exists() and read_facts(plain / "manifest.json").get("recipe") != recipe) else plain
 
 
 def digest(value: Any) -> str:
-    """A hash of anything that JSON can write."""
+    """A hash of any value that JSON can represent."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -71,7 +71,7 @@ def _stat(file: Path) -> tuple[int, int, int]:
 
 
 def _content(files: Iterable[Path], size: int, quiet: bool) -> str:
-    """A hash over the files. An unreadable file is hashed as unreadable, since its documents will be left out."""
+    """A hash of the files. An unreadable file counts as the word `unreadable`, since its documents will be left out."""
     whole, done = hashlib.sha256(), 0
     with progress_bar(quiet) as bar:
         task = bar.add_task("reading", total=size, speed="")

@@ -1,4 +1,4 @@
-"""The first steps of a process that a launcher started for a function: follow its parent, and set its threads."""
+"""What a launcher's child process does first: end itself when its parent dies, and set the number of threads."""
 
 import multiprocessing
 import os
@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 
-# Linux's prctl(PR_SET_PDEATHSIG, SIGTERM), which holds on after exec.
+# Linux's prctl(PR_SET_PDEATHSIG, SIGTERM), which stays in force after exec.
 _FOLLOW = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
 
 
 def follow_parent(grace_s: float) -> int:
-    """Let this process save and leave, within `grace_s`, when its parent is gone. Returns the parent's process id."""
+    """Send this process SIGTERM when its parent has died, and SIGKILL `grace_s` seconds later. Returns the parent's process id."""
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None
 
@@ -27,12 +27,12 @@ def follow_parent(grace_s: float) -> int:
 
 
 def following(command: list[str]) -> list[str]:
-    """The same command, but where the system can do that, it gets SIGTERM when the thread that started it is gone."""
+    """The command, wrapped so that it gets SIGTERM when the thread that started it ends (Linux only; else unchanged)."""
     return [sys.executable, "-c", _FOLLOW, *command] if sys.platform == "linux" else command
 
 
 def set_threads(threads: int) -> None:
-    """Let PyTorch use so many threads; 0 leaves it as it is."""
+    """Set the number of threads that PyTorch uses; 0 leaves it as it is."""
     if threads:
         import torch
 

@@ -1,21 +1,21 @@
-"""The command line of a job on one node."""
+"""The command line that runs a job on one node."""
 
 from tenfold.launch.failures import SAME_FAILURES
 from tenfold.launch.job import Job
 
 
 def command_words(job: Job, python: str, rendezvous: tuple[str, ...] = ("--standalone",), nodes: str = "") -> list[str]:
-    """The words of the job's command, with `python` as its interpreter, under `torchrun` where the job is elastic.
+    """The words of the job's command, with `python` as its interpreter, under `torchrun` if the job is elastic.
 
-    A signal that torchrun gets goes to its processes, which then have a little less than `grace_s` to save. `rendezvous` are
-    its options that say where the nodes meet; by default there is one node. `nodes` stands for how many there are at most, where
-    that is only known when the job runs.
+    torchrun passes signals on to its processes, which then have 20 s less than `grace_s` to save. `rendezvous` are torchrun's
+    rendezvous options; the default is for one node. `nodes` is a placeholder for the maximum number of nodes, if that is known only
+    when the job runs.
     """
     words = [python if i == 0 and word == "python" else word for i, word in enumerate(job.command)]
     if not job.elastic:
         return words
     needs = job.resources
-    # By default torchrun's agent keeps one store over all starts, and a restarted process may read addresses of the start before.
+    # By default torchrun's agent keeps one store over all restarts, in which a restarted process may read addresses of dead ones.
     return [
         "env", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1", f"{SAME_FAILURES}={job.same_failures}",
         python, "-m", "torch.distributed.run",

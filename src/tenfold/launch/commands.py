@@ -1,4 +1,4 @@
-"""Commands for jobs that `tenfold launch --submit` submitted: their status and logs, cancelling and resizing them."""
+"""Commands for jobs that were submitted by `tenfold launch --submit`: status, logs, cancel, resize."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +11,17 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.ranges import Count, CountOrNone, Nodes, Text
 
 Name = Annotated[Text, Meta(description="The job: the name of its run file.")]
-Where = Annotated[Folder, Meta(description="The folder of its record: what `tenfold launch` had as --out.")]
+Where = Annotated[Folder, Meta(description="The folder with the job's record: the --out of `tenfold launch`.")]
 
 
 def status(
-    name: Annotated[Text | None, Meta(description="The job: the name of its run file; by default all.")] = None,
+    name: Annotated[Text | None, Meta(description="The job: the name of its run file; by default all jobs.")] = None,
     /,
     *,
     out: Where = Path(),
     json: Json = False,
 ) -> None:
-    """Say whether jobs wait, run, have finished, failed or were stopped.
+    """Show whether jobs are waiting, running, finished, failed or stopped.
 
     Example: tenfold launch status run
     """
@@ -48,10 +48,10 @@ def logs(
     name: Name,
     /,
     *,
-    lines: Annotated[Count, Meta(description="How many lines, the last ones.")] = 100,
+    lines: Annotated[Count, Meta(description="The number of lines to show.")] = 100,
     out: Where = Path(),
 ) -> None:
-    """Show what a job printed last.
+    """Show the last lines that a job printed.
 
     Example: tenfold launch logs run --lines 20
     """
@@ -66,11 +66,11 @@ def cancel(
     name: Name,
     /,
     *,
-    now: Annotated[bool, Meta(description="Do not let it save.")] = False,
+    now: Annotated[bool, Meta(description="End the job at once, without letting it save.")] = False,
     out: Where = Path(),
     json: Json = False,
 ) -> None:
-    """Let a job save and leave, and end it where it does not within the seconds that it was given to save.
+    """End a job. It may save first; if that takes longer than the grace period that it was submitted with, it is killed.
 
     Example: tenfold launch cancel run
     """
@@ -87,20 +87,22 @@ def cancel(
     if json:
         print_json({"name": handle.job.name, "id": handle.id, "saved": left})
         return
-    print(f"{handle.job.name} has left." if left else f"{handle.job.name} was ended; what it saved before is kept.")
+    print(f"{handle.job.name} has ended." if left else f"{handle.job.name} was killed; what it saved before is kept.")
 
 
 def resize(
     name: Name,
     /,
     *,
-    nodes: Annotated[Nodes | None, Meta(description="Nodes; by default as before.")] = None,
-    gpus_per_node: Annotated[CountOrNone | None, Meta(description="GPUs of a node; by default as before.")] = None,
-    processes_per_node: Annotated[Count | None, Meta(description="Processes of a node; by default one for each GPU.")] = None,
+    nodes: Annotated[Nodes | None, Meta(description="Nodes; by default as many as before.")] = None,
+    gpus_per_node: Annotated[CountOrNone | None, Meta(description="GPUs on each node; by default as many as before.")] = None,
+    processes_per_node: Annotated[
+        Count | None, Meta(description="Processes on each node; by default as before, or one for each of --gpus-per-node.")
+    ] = None,
     out: Where = Path(),
     json: Json = False,
 ) -> None:
-    """Let a job that trains save, and go on with another size: the batch and the order of the data stay.
+    """Let a training job save and go on with another size; the batch and the order of the data stay the same.
 
     Example: tenfold launch resize run --nodes 2
     """
@@ -115,7 +117,7 @@ def resize(
     least = min(now.least_nodes, nodes) if now.least_nodes and nodes else now.least_nodes
     wanted = replace(now, nodes=nodes or now.nodes, least_nodes=least, processes=processes, gpus=gpus)
     if wanted == now:
-        raise TenfoldError(f"The job {name!r} has this size already: say --nodes, --gpus-per-node or --processes-per-node.")
+        raise TenfoldError(f"The job {name!r} has this size already: change --nodes, --gpus-per-node or --processes-per-node.")
     handle = launcher.resize(handle, wanted)
     write_record(out, on, options, handle)
     if json:

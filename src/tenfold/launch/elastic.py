@@ -1,7 +1,7 @@
-"""The processes of one job on this machine, started together again when one is lost, under PyTorch's elastic agent.
+"""Runs the processes of one job on this machine under PyTorch's elastic agent, and restarts all of them when one is lost.
 
-It is what `torchrun` does on a node, but for the start: PyTorch is imported once and each process is forked from there, so
-that a new set of them is up in a second or two.
+This is what `torchrun` does on a node, except for the start: PyTorch is imported once in a server process, and each process of
+the job is forked from it, so that a restart takes a second or two.
 """
 
 import multiprocessing
@@ -22,16 +22,17 @@ from tenfold.spec.errors import TenfoldError
 
 
 def run_group(job: Job) -> Any:
-    """Run the job's function in all its processes, and start all again when one is lost; returns the result of rank 0.
+    """Run the job's function in all its processes, and restart all when one is lost; returns the result of rank 0.
 
-    Raises TenfoldError for a failure that another start would not mend, and where the starts are used up.
+    Raises JobStopped if this process gets a signal, and TenfoldError for a failure that a restart would not mend (`hopeless`) or
+    after `job.restarts` restarts.
     """
     assert job.directory is not None and job.function is not None
-    # FSDP imports `torch._dynamo` when it is first used, which takes seconds: the server of forks imports it once for all.
+    # FSDP imports `torch._dynamo` on first use, which takes seconds: the fork server imports it once for all processes.
     multiprocessing.set_forkserver_preload([job.function.__module__, "torch._dynamo"])
     run_id = uuid.uuid4().hex
-    # Each start has an agent and a store of its own: in a store kept from the last start, a process could find the address of
-    # a process that is gone.
+    # Every start has its own agent and store: in a store kept from the last start, a process could find the address of a dead
+    # process.
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=job.resources.processes, run_id=run_id, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1, start_method="forkserver",

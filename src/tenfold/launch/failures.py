@@ -1,7 +1,7 @@
-"""Why the processes of an elastic job failed, so that a failure that comes again ends the job instead of another start.
+"""Records why the processes of an elastic job failed, so that a failure that repeats ends the job instead of restarting it forever.
 
-A process that fails leaves `failures/RANK.json` in the job's directory. The agent of this machine reads it between two starts;
-under a `torchrun` of its own, each process reads it when it starts, and ends its agent.
+A process that fails writes `failures/RANK.json` in the job's directory. `launch.elastic` reads these files before it restarts the
+processes; under a plain `torchrun`, each process reads them when it starts, and ends torchrun if a restart is hopeless.
 """
 
 import json
@@ -16,20 +16,20 @@ from pathlib import Path
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_json
 
-SAME_FAILURES = "TENFOLD_SAME_FAILURES"  # the environment variable: the same failure this many times ends the run
+SAME_FAILURES = "TENFOLD_SAME_FAILURES"  # environment variable: the run ends when the same failure comes this many times
 STARTS = Path("failures", "starts.json")
-LOST_STARTS = 5  # starts in a row without progress after which a run ends: a process that is killed leaves no failure to compare
+LOST_STARTS = 5  # starts in a row without progress that end a run: a process that is killed records no failure to compare
 
 
 class ProcessLost(TenfoldError):
-    """Another process of the job is gone or cannot be reached: started anew, the job goes on from its last checkpoint."""
+    """Another process of the job has died or cannot be reached. A restart resumes the job from its last checkpoint."""
 
 
 @contextmanager
 def noted(directory: Path) -> Iterator[None]:
-    """A context around the work of one process that notes why it fails, unless it fails because another process was lost.
+    """A context around the work of one process that records why it fails, unless it fails because another process was lost.
 
-    Outside of an elastic agent nothing is noted.
+    Without an elastic agent nothing is recorded.
     """
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     if run is None:
@@ -37,7 +37,7 @@ def noted(directory: Path) -> Iterator[None]:
         return
     again = int(os.environ.get(SAME_FAILURES, "2"))
     if sentence := hopeless(directory, run, again):
-        # The sentence is printed first: torchrun, which would start this process again, is ended here, and ends this process.
+        # Print before ending torchrun, which would restart this process: torchrun kills this process when it ends.
         print(f"tenfold: {sentence} (delete {directory / 'failures'} to try once more)", file=sys.stderr, flush=True)
         os.kill(os.getppid(), signal.SIGTERM)
         raise SystemExit(1)
@@ -49,24 +49,24 @@ def noted(directory: Path) -> Iterator[None]:
         _note(directory / "failures" / f"{os.environ.get('RANK', '0')}.json", run, error)
         raise
     if os.environ.get("RANK", "0") == "0":
-        (directory / STARTS).unlink(missing_ok=True)  # the process reached its end: the count of lost starts begins anew
+        (directory / STARTS).unlink(missing_ok=True)  # the work is done: reset the count of lost starts
 
 
 def hopeless(directory: Path, run: str, times: int = 2) -> str | None:
-    """A sentence on a failure, noted in `directory`, that restarting the elastic run `run` would not mend; None if there is none.
+    """The sentence of a failure recorded in `directory` that a restart of the elastic run `run` would not mend; None without one.
 
-    Such a failure is any TenfoldError, and any other that came `times` times: with the same type, notes (the step) and first
-    line, whose numbers (addresses, bytes) may differ.
+    Such a failure is any TenfoldError, and any other exception that came `times` times: with the same type, the same notes (they
+    name the step) and the same first line, in which numbers (addresses, bytes) may differ.
     """
     notes = [_read(path) for path in sorted((directory / "failures").glob("[0-9]*.json"))]
     return next((note["sentence"] for note in notes if note["run"] == run and (note["final"] or note["times"] >= times)), None)
 
 
 def require_progress(directory: Path, step: int) -> None:
-    """Note, in one process of an elastic run, that this start goes on from `step`.
+    """Record that this start of an elastic run goes on from `step`. One process of the run calls it.
 
-    Raises TenfoldError where as many starts as `LOST_STARTS` went on from the same step and were all lost without a failure
-    that could be noted: out of memory and killed, say, or with a broken driver.
+    Raises TenfoldError if the last `LOST_STARTS` starts went on from the same step and were all lost without recording a failure,
+    for example because the system killed them when memory ran out, or because of a broken driver.
     """
     run, path = os.environ.get("TORCHELASTIC_RUN_ID"), directory / STARTS
     if run is None:

@@ -1,7 +1,7 @@
-"""Jobs, and the one protocol by which anything starts them: this machine, Ray, Slurm, Kubernetes, or a plugin's own.
+"""Jobs, and the protocol of the launchers that start them: on this machine, Ray, Slurm, Kubernetes, or a plugin's system.
 
-Launchers are entry points of the group `tenfold.launchers`. A launcher is a frozen dataclass whose fields are its options; it
-takes a job, or refuses it with one sentence (`TenfoldError`).
+Launchers are entry points of the group `tenfold.launchers`. A launcher is a frozen dataclass whose fields are its options. It
+accepts a job or raises TenfoldError.
 """
 
 import re
@@ -22,14 +22,14 @@ Status = Literal["waiting", "running", "finished", "failed", "stopped"]
 
 
 class JobStopped(TenfoldError):
-    """The job was asked to stop before its end."""
+    """The job was stopped by a signal before its end."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job needs. All fields but `nodes` and `least_nodes` count per node; 0 leaves the amount open.
+    """What a job needs. All fields but `nodes` and `least_nodes` are per node; 0 leaves the amount to the system.
 
-    A job that can go on when nodes are lost says in `least_nodes` how few suffice.
+    `least_nodes` is the number of nodes with which the job can go on when others are lost; None: all of them.
     """
 
     nodes: int = 1
@@ -41,23 +41,25 @@ class Resources:
 
     @property
     def threads(self) -> int:
-        """Threads of each process; 0 leaves the choice to the process."""
+        """Threads of each process; 0 leaves the number to the process."""
         return max(1, self.cores // self.processes) if self.cores else 0
 
     def shrinks_to(self, other: "Resources") -> bool:
-        """Whether `other` has fewer nodes, but as many as the job goes on with, and is the same otherwise."""
+        """Whether `other` has fewer nodes, but at least `least_nodes`, and is otherwise the same."""
         return (self.least_nodes or self.nodes) <= other.nodes < self.nodes and replace(self, nodes=other.nodes) == other
 
 
 @dataclass(frozen=True)
 class Job:
-    """Work to start: a command line, or a function with its arguments, all of which can be pickled.
+    """Work to start: a command line, or a function with its arguments, which must be picklable.
 
     If the first word of the command is `python`, it stands for the interpreter where the job runs. `files` are the paths that
     the command reads; a cluster that does not share this machine's disks gets copies of them. A job of several processes runs
-    as under `torchrun`: when one process is lost, all start again, up to `restarts` times. After SIGTERM, or ahead of the time
-    limit, a job has `grace_s` seconds to save. Failures are noted in `directory`, which no other job may use; the same failure
-    at the same step ends the job the `same_failures`th time. `environment` is added to the environment of a command's processes.
+    as under `torchrun`: when one process is lost, all are restarted, up to `restarts` times. After SIGTERM, or ahead of the time
+    limit, a job has `grace_s` seconds to save. Failures are recorded in `directory`, which no other job may use; when the same
+    failure comes for the `same_failures`th time, the job ends. `environment` is added to the environment of a command's processes.
+
+    Raises TenfoldError for impossible values.
     """
 
     name: str
@@ -78,21 +80,21 @@ class Job:
         if bool(self.command) == (self.function is not None):
             raise TenfoldError(f"The job {self.name!r} needs a command or a function, and not both.")
         if self.elastic and self.function and self.directory is None:
-            raise TenfoldError(f"The job {self.name!r} of several processes needs a directory for what it notes of failures.")
+            raise TenfoldError(f"The job {self.name!r} of several processes needs a directory to record its failures in.")
         asked = {
             "nodes": needs.nodes, "least_nodes": needs.least_nodes, "processes": needs.processes, "grace_s": self.grace_s,
             "same_failures": self.same_failures,
         }  # fmt: skip
         for name, value in asked.items():
             if value is not None and value < 1:
-                raise TenfoldError(f"A job needs at least 1 as {name}, not {value}.")
+                raise TenfoldError(f"The job {self.name!r} needs {name} of at least 1, not {value}.")
         if min(needs.cores, needs.gpus, needs.memory_bytes) < 0:
-            raise TenfoldError(f"The job {self.name!r} cannot need less than nothing: {needs}.")
+            raise TenfoldError(f"The job {self.name!r} cannot ask for negative amounts of cores, gpus or memory: {needs}.")
         if needs.least_nodes is not None and needs.least_nodes > needs.nodes:
-            raise TenfoldError(f"A job on {needs.nodes} nodes cannot need {needs.least_nodes} at least.")
+            raise TenfoldError(f"The job {self.name!r} has {needs.nodes} nodes, fewer than its least_nodes {needs.least_nodes}.")
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise TenfoldError(f"{name!r} is no name of an environment variable: write NAME=VALUE, such as NCCL_DEBUG=INFO.")
+                raise TenfoldError(f"{name!r} cannot name an environment variable: write NAME=VALUE, such as NCCL_DEBUG=INFO.")
 
     @property
     def elastic(self) -> bool:
@@ -102,17 +104,17 @@ class Job:
 
 @dataclass
 class Handle:
-    """A submitted job. Where the job runs under this process, `future` holds its result when it has ended."""
+    """A submitted job. If the job runs under this process, `future` holds its result once it has ended."""
 
     job: Job
     id: str
-    said: str = ""  # what the system answered
+    said: str = ""  # the answer of the system that it was submitted to
     future: Future[Any] = field(default_factory=Future)
-    drained: bool = False
+    drained: bool = False  # whether it was asked to stop
     file: Path | None = None  # the job file
 
     def status(self) -> Status:
-        """The status of a job under this process."""
+        """The status of a job that runs under this process."""
         if not self.future.done():
             return "running"
         if self.drained:
@@ -121,7 +123,7 @@ class Handle:
 
 
 class Seen(NamedTuple):
-    """What a cluster says of a job: its id there, and the nodes that it has, or asks for while it waits."""
+    """A job as the cluster lists it: its id, its status, and the nodes that it has, or asks for while it waits."""
 
     id: str
     status: Status
@@ -129,41 +131,41 @@ class Seen(NamedTuple):
 
 
 class Launcher(Protocol):
-    """Starts jobs and ends them. A launcher of a plugin inherits from this class and overrides what its system does differently."""
+    """Starts and ends jobs. A plugin's launcher inherits from this class and overrides what its system does differently."""
 
     def check(self, job: Job) -> None:
-        """Raise TenfoldError for a job that this system does not take."""
+        """Raise TenfoldError for a job that this system does not accept."""
 
     def submit(self, job: Job) -> Handle:
-        """Start the job, or queue it. Raises TenfoldError where it cannot run here."""
+        """Start the job, or queue it. Raises TenfoldError if it cannot run here."""
         ...
 
     def status(self, handle: Handle) -> Status: ...
 
     def interrupt(self, handle: Handle) -> None:
-        """Ask the job to save and leave; returns at once."""
+        """Ask the job to save and exit; returns at once."""
         ...
 
     def stop(self, handle: Handle) -> None:
-        """End the job, whatever it is doing."""
+        """End the job without letting it save."""
         ...
 
     def logs(self, handle: Handle, lines: int) -> str:
-        """The last `lines` lines of what the job printed."""
+        """The last `lines` lines that the job printed."""
         ...
 
     def submit_all(self, name: str, jobs: Sequence[Job], at_once: int | None = None) -> Iterable[Handle]:
-        """Start the jobs of the sweep `name`, which differ in their names, commands and files; `at_once` of them at a time.
+        """Start the jobs of the sweep `name`, at most `at_once` of them at a time. They differ in names, commands and files only.
 
-        Where they are started one by one, each starts when the iterator is asked for its handle, so that the caller can record
-        one job before the next is submitted.
+        A launcher that submits them one by one does so lazily, when the iterator is asked for the next handle, so that the caller
+        can record each job before the next is submitted. Raises TenfoldError if the launcher cannot limit them to `at_once`.
         """
         if at_once is not None:
-            raise TenfoldError(f"This launcher starts all jobs of the sweep {name!r} together: leave out how many at once.")
+            raise TenfoldError(f"This launcher starts all jobs of the sweep {name!r} together: leave out the limit.")
         return map(self.submit, jobs)
 
     def drain(self, handle: Handle, deadline_s: float) -> bool:
-        """Let the job save and leave, and stop it after `deadline_s` if it has not left. Returns whether it left by itself."""
+        """Ask the job to save and exit, and kill it after `deadline_s` seconds. Returns whether it exited by itself."""
         handle.drained = True
         self.interrupt(handle)
         end = time.monotonic() + deadline_s
@@ -175,26 +177,26 @@ class Launcher(Protocol):
         return True
 
     def resize(self, handle: Handle, resources: Resources) -> Handle:
-        """Let the job go on with other resources. This default drains the job and starts it again from what it saved."""
+        """Let the job go on with other resources. This default drains it, and submits it again to resume from what it saved."""
         job = replace(handle.job, resources=resources)
-        self.check(job)  # a size that cannot be had leaves the job as it is
+        self.check(job)  # before draining, so that a refused size leaves the job running
         self.drain(handle, handle.job.grace_s)
         return self.submit(job)
 
     def up(self) -> int:
-        """How many of the nodes that this launcher's jobs may use are up."""
-        raise TenfoldError("This launcher does not say which nodes are up: a fleet's pools are on slurm or ray.")
+        """The number of nodes that are up, among those that this launcher's jobs may use."""
+        raise TenfoldError("This launcher cannot count the nodes that are up: put the fleet's pools on slurm or ray.")
 
     def seen(self) -> dict[str, Seen]:
-        """This user's jobs that the cluster remembers, by the names of their job files; of several with one name the last one."""
-        raise TenfoldError("This launcher does not list its jobs: a fleet's pools are on slurm or ray.")
+        """This user's jobs that the cluster knows, by the names of their job files; of several with the same name, the last one."""
+        raise TenfoldError("This launcher cannot list its jobs: put the fleet's pools on slurm or ray.")
 
     def close(self) -> None:
-        """Drain the jobs that run under this process, and let go of what the launcher holds."""
+        """Drain the jobs that run under this process, and free the launcher's resources."""
 
 
 def open_launcher(name: str, **options: Any) -> Launcher:
-    """The launcher of an entry point `name`, with those `options` that are not None. Raises TenfoldError for wrong ones."""
+    """The launcher of the entry point `name`, made with the `options` that are not None. Raises TenfoldError for unknown ones."""
     kind = load("launchers", name)
     given = {key: value for key, value in options.items() if value is not None}
     known = {option.name for option in fields(kind) if option.init}
@@ -205,9 +207,9 @@ def open_launcher(name: str, **options: Any) -> Launcher:
 
 
 def run_all(launcher: Launcher, jobs: Sequence[Job], at_once: int) -> Iterator[tuple[int, Any]]:
-    """Run jobs under this process, `at_once` at a time. Yields (index, result) as they end, in any order.
+    """Run jobs under this process, `at_once` (1 or more) at a time. Yields (index, result) as they end, in any order.
 
-    When the iteration ends early (Ctrl-C, an error in one job) the jobs that still run save and leave.
+    When the iteration ends early (Ctrl-C, an error in one job), the jobs that still run are drained.
     """
     waiting = list(enumerate(jobs))
     running: dict[Future[Any], int] = {}
@@ -223,7 +225,7 @@ def run_all(launcher: Launcher, jobs: Sequence[Job], at_once: int) -> Iterator[t
 
 
 def run(launcher: Launcher, job: Job) -> Any:
-    """Run one job under this process to its end; a signal to this process lets the job save and leave."""
+    """Run one job under this process to its end, and return its result. A signal to this process drains the job."""
     try:
         with _signals_interrupt():
             return launcher.submit(job).future.result()
@@ -233,7 +235,7 @@ def run(launcher: Launcher, job: Job) -> Any:
 
 @contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGUSR1 raise JobStopped within, as Ctrl-C raises KeyboardInterrupt."""
+    """Let SIGTERM and SIGUSR1 raise JobStopped in the block, as Ctrl-C raises KeyboardInterrupt."""
 
     def handle(number: int, frame: Any) -> None:
         raise JobStopped(f"Stopped by {signal.Signals(number).name}.")

@@ -1,6 +1,6 @@
-"""Job files, from which Slurm, Kubernetes and Ray start a command. They are made from `templates/`, which are meant to be read.
+"""Job files, from which Slurm, Kubernetes, Ray and this machine start a command. Their Jinja templates are in `templates/`.
 
-On each node the command runs once, or under one `torchrun`, whose processes meet at the first node.
+On each node the command runs once, or under one `torchrun`; the `torchrun`s of all nodes meet at the first node.
 """
 
 import json
@@ -22,12 +22,12 @@ from tenfold.launch.job import Job, Launcher
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import write_text
 
-MOST_NAME = 50  # a Service's name has 63 characters at most, a pod's name ends in its number
+MOST_NAME = 50  # characters: Kubernetes allows 63 for a Service, and a pod's name is longer than its job's
 
 
 @dataclass(frozen=True)
 class JobFileLauncher(Launcher):
-    """Writes a job's file to `folder`, and hands it in. The nodes of a job meet at `port` of the first."""
+    """Writes a job's file to `folder` and submits it. The nodes of a job meet at TCP port `port` of the first node."""
 
     folder: Path = Path()
     port: int = 29400
@@ -36,22 +36,23 @@ class JobFileLauncher(Launcher):
 
     @property
     def python(self) -> str:
-        """The interpreter, of an image or of the cluster's nodes."""
+        """The interpreter that `python` in a command stands for: that of the container image or of the cluster's nodes."""
         return "python"
 
     def write(self, job: Job, members: Sequence[Job] = ()) -> Path:
-        """Write the job file; returns its path. `members` are the jobs of an array, which differ in their commands alone.
+        """Write the job file; returns its path. `members` are the jobs of an array, which differ in their commands only.
 
-        Raises TenfoldError for a job that the system does not take.
+        Raises TenfoldError for a job that the system does not accept.
         """
         if job.function is not None:
-            raise TenfoldError(f"{self.template.split('.')[0].title()} starts command lines, and {job.name!r} is a function.")
+            system = self.template.split(".")[0].title()
+            raise TenfoldError(f"{system} starts only command lines, and the job {job.name!r} is a function: run it on local.")
         self.check(job)
         write_text(self.path(job), self._render(job, members or [job]))
         return self.path(job)
 
     def write_all(self, name: str, jobs: Sequence[Job]) -> list[Path]:
-        """Write what starts the jobs of the sweep `name`."""
+        """Write the job files of the sweep `name`; returns their paths."""
         return [self.write(job) for job in jobs]
 
     def path(self, job: Job) -> Path:
@@ -63,11 +64,11 @@ class JobFileLauncher(Launcher):
         return {}
 
     def words(self, job: Job) -> Job:
-        """The job with its command as the nodes see it."""
+        """The job with its command's paths as they are on the nodes."""
         return job
 
     def _render(self, job: Job, members: Sequence[Job]) -> str:
-        # Files for people and other programs, not HTML: values are quoted where they stand.
+        # The files are no HTML: the templates quote each value for its own format.
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("tenfold.launch"), undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False
         )
@@ -83,15 +84,15 @@ class JobFileLauncher(Launcher):
 
 
 def later(name: str) -> str:
-    """A placeholder, within a word of a command, for a shell variable that is set when the job runs.
+    """A placeholder, within a word of a command, for the shell variable `name`, which is set when the job runs.
 
-    It is marked by zero bytes, which no word of a command can hold.
+    It is enclosed in zero bytes, which no word of a command can contain.
     """
     return f"\0{name}\0"
 
 
 def shell_line(words: Sequence[str]) -> str:
-    """Words quoted for bash, with the shell variable in the place of each `later`."""
+    """The words as a line of bash: quoted, and with a shell variable in the place of each placeholder of `later`."""
 
     def quoted(word: str) -> str:
         parts = enumerate(re.split("\0(.*?)\0", word))
@@ -101,12 +102,12 @@ def shell_line(words: Sequence[str]) -> str:
 
 
 def sbatch_quoted(value: str) -> str:
-    """A value quoted for a line #SBATCH. Unlike a shell, `sbatch` reads a backslash as an escape within quotes too."""
+    """A value quoted for a line #SBATCH. Unlike a shell, `sbatch` reads a backslash as an escape even in single quotes."""
     return value if re.fullmatch(r"[\w./:,@%+&=-]+", value, re.ASCII) else "'" + re.sub(r"([\\'])", r"\\\1", value) + "'"
 
 
 def yaml_text(value: Any) -> str:
-    """A text as JSON that is also valid YAML: a character beyond 16 bits is written as one escape, not as a surrogate pair."""
+    """A value as JSON that is also valid YAML: a character beyond 16 bits becomes one escape instead of a surrogate pair."""
 
     def one(found: re.Match[str]) -> str:
         if not found[1]:
@@ -118,38 +119,41 @@ def yaml_text(value: Any) -> str:
 
 
 def file_name(job: Job) -> str:
-    """The job's name as Kubernetes takes it: lower-case letters, digits and hyphens, at most 50. Long names end in a hash."""
+    """The job's name as Kubernetes accepts it: at most 50 lower-case letters, digits and hyphens. Longer names end in a hash."""
     name = f"tenfold-{re.sub(r'[^a-z0-9]+', '-', job.name.lower())}".strip("-")
     return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME - 9].strip('-')}-{sha256(job.name.encode()).hexdigest()[:8]}"
 
 
 def shipped(job: Job) -> dict[str, Path]:
-    """The job's files by the names under which another machine gets them, as a ConfigMap takes them.
+    """The job's files by the names that their copies get on another machine: valid keys of a Kubernetes ConfigMap.
 
-    Raises TenfoldError for two files of one name.
+    Raises TenfoldError if two files would get the same name.
     """
     found: dict[str, Path] = {}
     for path in job.files:
         name = re.sub(r"[^-._a-zA-Z0-9]", "-", path.name)
         if name in found:
-            raise TenfoldError(f"{found[name]} and {path} would have one name, {name}, where {job.name!r} runs: rename one.")
+            raise TenfoldError(f"{found[name]} and {path} would both be named {name} where the job {job.name!r} runs: rename one.")
         found[name] = path
     return found
 
 
 def call(program: str, arguments: Sequence[str], about: str) -> str:
-    """What a system's program answers. Raises TenfoldError where it is missing or refuses, with its last line."""
+    """Run a system's program, such as sbatch, and return what it prints. `about` names the subject in errors.
+
+    Raises TenfoldError if the program is missing, or if it fails, with the last line that it printed.
+    """
     if shutil.which(program) is None:
-        raise TenfoldError(f"{program} is not on this machine: it is needed for {about}; do that from one that has it.")
+        raise TenfoldError(f"{program} is not on this machine, but {about} needs it: run this command where it is installed.")
     done = subprocess.run([program, *arguments], capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise TenfoldError(f"{program} fails on {about}: {lines[-1]}")
+        raise TenfoldError(f"{program} failed on {about}: {lines[-1]}")
     return done.stdout.strip()
 
 
 def last_lines(path: Path, lines: int) -> str:
-    """The last `lines` lines of a log; none where there is no such file yet."""
+    """The last `lines` lines of a log; an empty text if the file does not exist yet."""
     if not path.exists():
         return ""
     with path.open(encoding="utf-8", errors="replace") as stream:

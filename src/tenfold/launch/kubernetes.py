@@ -1,4 +1,4 @@
-"""Jobs on Kubernetes, through `kubectl`: an Indexed Job, a service at which its pods meet, and the files it reads."""
+"""Jobs on Kubernetes, through `kubectl`: an Indexed Job, a Service at which its pods meet, and a ConfigMap of its files."""
 
 import json
 import re
@@ -22,10 +22,11 @@ TOLERATION = rf"(?P<key>{KEY})(?:=(?P<value>{VALUE}))?(?::(?P<effect>NoSchedule|
 
 @dataclass(frozen=True)
 class KubernetesLauncher(JobFileLauncher):
-    """Runs the container `image`, in which the volume `claim` is mounted at `home`.
+    """Runs the container `image`, in which the persistent volume claim `claim` is mounted at `home`.
 
-    `queue` is Kueue's queue, `topology` the label of a level of nodes within which all pods must be placed; `gang` names the
-    scheduler that starts all pods or none. `rdma` are devices of a pod (`rdma/hca=1`); `toleration` is as `kubectl taint` has it.
+    `queue` is Kueue's local queue; `topology` a node label (Kueue's topology level), within one value of which all pods are placed;
+    `gang` the scheduler that starts all pods or none. `rdma` are the devices of a pod (`rdma/hca=1`); each `toleration` is
+    written as `kubectl taint` writes a taint; each `node_selector` is KEY=VALUE.
     """
 
     image: str | None = None
@@ -44,15 +45,15 @@ class KubernetesLauncher(JobFileLauncher):
 
     def check(self, job: Job) -> None:
         if self.image is None:
-            raise TenfoldError("Kubernetes needs a container image that holds tenfold: say --image.")
+            raise TenfoldError("Kubernetes needs a container image with Tenfold installed: give --image.")
         if not self.home.startswith("/"):
-            raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path: say --home /generations.")
+            raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path, such as --home /generations.")
         if self.topology and not self.queue:
-            raise TenfoldError("A topology is asked of Kueue: say the name of its queue, too.")
+            raise TenfoldError("A topology needs Kueue: also name its queue with --queue.")
         names = {"claim": self.claim, "queue": self.queue, "priority_class": self.priority_class, "pull_secret": self.pull_secret}
         for option, name in names.items():
             if name is not None and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", name):
-                raise TenfoldError(f"{name!r} is no name of Kubernetes, as {option} is: lower-case letters, digits, hyphens, dots.")
+                raise TenfoldError(f"{option} {name!r} is no valid Kubernetes name: use lower-case letters, digits, hyphens, dots.")
 
     def facts(self, job: Job) -> dict[str, Any]:
         needs, name = job.resources, file_name(job)
@@ -73,7 +74,7 @@ class KubernetesLauncher(JobFileLauncher):
             "resources": {"nvidia.com/gpu": str(needs.gpus)} | cores | memory | rdma,
             "env": [{"name": variable, "value": value} for variable, value in job.environment.items()],
             "texts": {key: path.read_bytes().decode() for key, path in shipped(job).items()},
-            "once": f"{name}-{uuid.uuid4().hex[:8]}",  # a job of the same name that was deleted is another run
+            "once": f"{name}-{uuid.uuid4().hex[:8]}",  # the rendezvous id: a deleted job of the same name was another run
         }  # fmt: skip
 
     def words(self, job: Job) -> Job:
@@ -84,7 +85,7 @@ class KubernetesLauncher(JobFileLauncher):
         path = self.write(job)
         handle = Handle(job, file_name(job), file=path)
         if self.status(handle) not in ("waiting", "running"):
-            self._delete(handle, wait=True)  # an ended job of the same name cannot be changed into another run
+            self._delete(handle, wait=True)  # Kubernetes does not run an ended job of the same name again
         handle.said = call("kubectl", ["apply", "-f", str(path)], str(path))
         return handle
 
@@ -103,8 +104,8 @@ class KubernetesLauncher(JobFileLauncher):
         return "stopped" if "Suspended" in true and (handle.drained or not self.queue) else "waiting"
 
     def interrupt(self, handle: Handle) -> None:
-        """Suspend the job: its pods get SIGTERM, and `grace_s` seconds to save."""
-        if self.queue:  # Kueue starts again what somebody else suspends
+        """Suspend the job, or delete it if it is in a queue: its pods get SIGTERM and have `grace_s` seconds to save."""
+        if self.queue:  # Kueue resumes a job that others suspend
             call("kubectl", ["delete", f"job/{handle.id}", "--ignore-not-found", "--cascade=foreground", "--wait=false"], handle.id)
         else:
             self._patch(handle, {"suspend": True})
@@ -119,7 +120,7 @@ class KubernetesLauncher(JobFileLauncher):
         return call("kubectl", asked, handle.id)
 
     def resize(self, handle: Handle, resources: Resources) -> Handle:
-        """The job saves and leaves, and goes on with the other size: as the same job on fewer nodes that it can do with."""
+        """Let the job save and go on with another size: as the same job if `shrinks_to` allows it, else as a new one."""
         if self.queue or not handle.job.resources.shrinks_to(resources):
             return super().resize(handle, resources)
         self.drain(handle, handle.job.grace_s)
@@ -139,7 +140,7 @@ class KubernetesLauncher(JobFileLauncher):
 
 
 def _pairs(option: str, texts: tuple[str, ...], values: str) -> dict[str, str]:
-    """`KEY=VALUE` each. Raises TenfoldError for a text that is none, or a value that is none of `values`."""
+    """The pairs in texts `KEY=VALUE`. Raises TenfoldError for any other text, and for a value that does not match `values`."""
     found = {}
     for text in texts:
         key, sign, value = text.partition("=")
@@ -151,7 +152,7 @@ def _pairs(option: str, texts: tuple[str, ...], values: str) -> dict[str, str]:
 
 
 def _toleration(text: str) -> dict[str, str]:
-    """As `kubectl taint` writes a taint: `KEY`, `KEY=VALUE` or `KEY=VALUE:EFFECT`."""
+    """The toleration of a taint written as for `kubectl taint`: `KEY`, `KEY=VALUE`, `KEY:EFFECT` or `KEY=VALUE:EFFECT`."""
     match = re.fullmatch(TOLERATION, text)
     if match is None:
         raise TenfoldError(f"--toleration takes KEY=VALUE:EFFECT, such as nvidia.com/gpu=present:NoSchedule, not {text!r}.")

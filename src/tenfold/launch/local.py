@@ -1,7 +1,8 @@
-"""Jobs as processes of this machine: a function in a fork of a process that has imported its module, a command from a script.
+"""Jobs as processes of this machine. A function runs in a fork of a server process that has imported its module; a command runs
+from a bash script.
 
-Each job is a process group of its own, so that Ctrl-C is the launcher's to pass on. A function's process follows the one
-that started it: where that is gone, it saves and leaves. A command goes on by itself.
+Each job is a process group of its own, so that Ctrl-C in the terminal reaches only the launcher, which drains the jobs. When the
+process that started them dies, functions save and exit; commands go on.
 """
 
 import multiprocessing
@@ -31,7 +32,7 @@ from tenfold.spec.threads import set_waiting_policy
 
 @dataclass(frozen=True)
 class LocalLauncher(JobFileLauncher):
-    """Starts every job at once. What a command prints, and how it ended, is in `folder`."""
+    """Starts every job immediately. A command's output and exit status are written to files in `folder`."""
 
     _handles: list[Handle] = field(default_factory=list, init=False)
 
@@ -44,7 +45,7 @@ class LocalLauncher(JobFileLauncher):
     def check(self, job: Job) -> None:
         needs, memory = job.resources, psutil.virtual_memory().total
         if needs.nodes > 1:
-            raise TenfoldError(f"The job {job.name!r} needs {needs.nodes} nodes, and this machine is one.")
+            raise TenfoldError(f"The job {job.name!r} needs {needs.nodes} nodes, and this machine is one: use a cluster.")
         if needs.memory_bytes > memory:
             raise TenfoldError(
                 f"The job {job.name!r} needs {needs.memory_bytes / 2**30:.1f} GiB, and this machine has {memory / 2**30:.1f}."
@@ -62,7 +63,7 @@ class LocalLauncher(JobFileLauncher):
         self.check(job)
         set_waiting_policy()
         handle = Handle(job, "", file=self.path(job) if job.command else None)
-        self._handles.append(handle)  # before the job starts, so that Ctrl-C in between cannot leave it running
+        self._handles.append(handle)  # before the job starts, so that `close` drains it even if Ctrl-C comes in between
         handle.id, end = _start_function(job) if job.function else self._start_command(job)
         handle.said = f"process {handle.id}"
         threading.Thread(target=_settle, args=(handle, end), daemon=True).start()
@@ -73,7 +74,7 @@ class LocalLauncher(JobFileLauncher):
         return handle
 
     def status(self, handle: Handle) -> Status:
-        """The status of the job, which for a command may have been started by another process."""
+        """The status of the job. A command may have been started by another process."""
         if handle.job.function or handle in self._handles:
             return handle.status()
         if self._processes(handle):
@@ -109,7 +110,7 @@ class LocalLauncher(JobFileLauncher):
         return self.path(job).resolve().with_suffix(f".{ending}")
 
     def _processes(self, handle: Handle) -> list[psutil.Process]:
-        """The processes of a command, its script first. None where it has ended, even if another process has its id."""
+        """The processes of a command, its script first; an empty list if it has ended, even if another process got its id."""
         with suppress(psutil.NoSuchProcess):
             script = psutil.Process(int(handle.id))
             if script.status() != psutil.STATUS_ZOMBIE and str(self.path(handle.job).resolve()) in script.cmdline():
@@ -140,7 +141,7 @@ def _start_function(job: Job) -> tuple[str, Callable[[], Any]]:
 
 
 def _settle(handle: Handle, end: Callable[[], Any]) -> None:
-    """Wait for the end of a job, and give its handle the result."""
+    """Wait for the end of a job, and set the result or the error of its handle."""
     try:
         handle.future.set_result(end())
     except Exception as error:
@@ -153,7 +154,7 @@ def _outcome(link: Connection, process: BaseProcess, job: Job) -> Any:
     except EOFError:
         process.join()
         code = process.exitcode or 0
-        how = f"was ended by {signal.Signals(-code).name} (is memory short?)" if code < 0 else "failed: see what it printed"
+        how = f"was killed by {signal.Signals(-code).name} (out of memory?)" if code < 0 else "failed: see what it printed"
         raise TenfoldError(f"{job.name} {how}; started again, it goes on from what it saved.") from None
     process.join()
     if isinstance(outcome, TenfoldError):
@@ -170,14 +171,14 @@ def _enter(link: Connection, job: Job) -> None:
         outcome = _work(job)
     except TenfoldError as error:
         outcome = error
-    with suppress(BrokenPipeError):  # the parent is gone: nobody reads the result, and what the job saved is on disk
+    with suppress(BrokenPipeError):  # the parent has died: nobody reads the result
         link.send(outcome)
 
 
 def _work(job: Job) -> Any:
     assert job.function is not None
     if job.elastic:
-        from tenfold.launch.elastic import run_group  # imports PyTorch, which a single process may not need
+        from tenfold.launch.elastic import run_group  # here, since it imports PyTorch, which a job of one process may not need
 
         return run_group(job)
     return job.function(*job.arguments)

@@ -1,6 +1,6 @@
-"""Jobs on Ray: a function as a task of the cluster that `RAY_ADDRESS` names, or of this machine; a command as a Ray job.
+"""Jobs on Ray: a function as a Ray task, on the cluster that `RAY_ADDRESS` names or on this machine; a command as a Ray job.
 
-A Ray job brings its files with it. The nodes share the file system of the generations.
+A Ray job's files are uploaded with it. The nodes must share the file system that holds the generations.
 """
 
 import logging
@@ -25,15 +25,18 @@ from tenfold.spec.threads import set_waiting_policy
 STATUS: dict[str, Status] = {
     "PENDING": "waiting", "RUNNING": "running", "SUCCEEDED": "finished", "FAILED": "failed", "STOPPED": "stopped",
 }  # fmt: skip
-TASK_RETRIES = 3  # of a function whose node is lost
-PATIENCE_S = 120.0  # in which a busy cluster may find an agent that takes a job
+TASK_RETRIES = 3  # of a task whose node is lost
+PATIENCE_S = 120.0  # how long to wait for the cluster to find an agent that takes a job
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RayLauncher(JobFileLauncher):
-    """A task whose node is lost starts again from what it saved. A command runs in a copy of `working_dir`; where a custom
-    `resource` is named, it runs on nodes that have it."""
+    """Runs functions as Ray tasks, and commands as Ray jobs in a copy of `working_dir`.
+
+    A task whose node is lost is retried, and resumes from what it saved. A command runs only on nodes that have the custom
+    resource `resource`, if that is set.
+    """
 
     working_dir: Path | None = None
     resource: str | None = None
@@ -57,7 +60,7 @@ class RayLauncher(JobFileLauncher):
 
     def interrupt(self, handle: Handle) -> None:
         if handle.job.function:
-            _ray().cancel(self._tasks[handle.id])  # an interrupt: a run that gets one saves and leaves
+            _ray().cancel(self._tasks[handle.id])  # raises KeyboardInterrupt in the task: a run then saves and exits
         else:
             _ask(_jobs().stop_job, handle.id)
 
@@ -66,7 +69,7 @@ class RayLauncher(JobFileLauncher):
         if handle.job.function:
             _ray().cancel(self._tasks[handle.id], force=True)
         else:
-            _ask(_jobs().stop_job, handle.id)  # it waits for the grace that the job was submitted with
+            _ask(_jobs().stop_job, handle.id)  # Ray waits RAY_JOB_STOP_WAIT_TIME_S, set at submission, before it kills the job
 
     def logs(self, handle: Handle, lines: int) -> str:
         return "\n".join(_ask(_jobs().get_job_logs, handle.id).splitlines()[-lines:])
@@ -100,7 +103,7 @@ class RayLauncher(JobFileLauncher):
 
     def _submit_task(self, job: Job) -> Handle:
         if job.elastic:
-            raise TenfoldError(f"The job {job.name!r} is a function of several processes: give Ray a command for it.")
+            raise TenfoldError(f"The job {job.name!r} has several processes, but a Ray task is only one: give Ray a command.")
         ray = _connect()
         ask = job.resources
         needs: dict[str, float] = {"num_cpus": max(1, ask.cores), "num_gpus": ask.gpus, "memory": ask.memory_bytes}
@@ -138,7 +141,7 @@ class RayLauncher(JobFileLauncher):
 
 
 def require(nodes: list[dict[str, Any]], needs: Mapping[str, float], name: str) -> None:
-    """Raises TenfoldError where no node has what a task needs: Ray would wait for one for ever."""
+    """Raises TenfoldError if no node has what a task needs: Ray would wait for such a node forever."""
     has = [node["Resources"] for node in nodes if node["Alive"]]
     names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
     if not any(all(node.get(names[key], 0) >= amount for key, amount in needs.items()) for node in has):
@@ -149,7 +152,7 @@ def require(nodes: list[dict[str, Any]], needs: Mapping[str, float], name: str) 
 
 
 def _attempt(function: Callable[..., Any], arguments: tuple[Any, ...], resources: Resources) -> Any:
-    """Run a job in a worker of Ray. Ray wraps what is raised in its own error, so a TenfoldError, meant for people, is returned."""
+    """Run a job's function in a Ray worker. A TenfoldError is returned, since Ray would wrap a raised one in its own error."""
     set_threads(resources.threads)
     try:
         return function(*arguments)
@@ -169,7 +172,7 @@ def _connect() -> Any:
     ray = _ray()
     if ray.is_initialized():
         return ray
-    set_waiting_policy()  # for the workers of this machine, which inherit it
+    set_waiting_policy()  # in this process's environment, which the workers of this machine inherit
     address = os.environ.get("RAY_ADDRESS")
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False, logging_level=logging.ERROR)
@@ -180,7 +183,7 @@ def _connect() -> Any:
 
 
 def _jobs() -> Any:
-    """The client of the cluster's job server."""
+    """The client of the cluster's job server. Raises TenfoldError if that does not answer."""
     _ray()
     from ray.job_submission import JobSubmissionClient
 
@@ -191,14 +194,14 @@ def _jobs() -> Any:
 
 
 def _ask(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """The job server's answer; it is asked again while it has no agent for a job. Raises TenfoldError where it refuses."""
+    """Call the job server, again for up to `PATIENCE_S` while it has no agent for a job. Raises TenfoldError if it refuses."""
     from ray.util.state.exception import RayStateApiException
 
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
             return call(*arguments, **named)
-        except (RuntimeError, OSError, RayStateApiException) as error:  # those of requests are OSErrors
+        except (RuntimeError, OSError, RayStateApiException) as error:  # the errors of `requests` are OSErrors
             if "No available agent" not in str(error) or time.monotonic() > end:
                 said = str(error).partition("\n")[0]
                 raise TenfoldError(f"Ray's job server refused: {said}") from None

@@ -16,18 +16,21 @@ from tenfold.spec.files import write_text
 
 STATUS: dict[str, Status] = {
     "PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting", "REQUEUE_HOLD": "waiting", "SUSPENDED": "waiting",
-    "RUNNING": "running", "COMPLETING": "running", "STOPPED": "running", "COMPLETED": "finished", "CANCELLED": "stopped",
+    "RESV_DEL_HOLD": "waiting", "RUNNING": "running", "COMPLETING": "running", "STOPPED": "running", "RESIZING": "running",
+    "SIGNALING": "running", "STAGE_OUT": "running", "COMPLETED": "finished", "CANCELLED": "stopped",
 }  # fmt: skip
-UP = ("idle", "mixed", "allocated", "completing", "planned", "reserved")  # sinfo adds a star where the node does not answer
+UP = ("idle", "mixed", "allocated", "completing", "planned", "reserved")  # of sinfo, which adds * if a node does not answer
 DAY_S = 86400
 OPTIONS = ("partition", "account", "qos", "reservation", "constraint", "gres", "switches")  # named as sbatch's own
 
 
 @dataclass(frozen=True)
 class SlurmLauncher(JobFileLauncher):
-    """Ahead of the time limit a job saves, by `signal`, and is queued again, `requeues` times at most.
+    """Runs jobs as Slurm batch jobs. Ahead of its time limit, a job gets `signal`, saves, and is queued again, at most `requeues`
+    times.
 
-    With `image` the nodes run the command in this container, through the plugin pyxis, with `home` and the job's files in it.
+    With `image` the nodes run the command in this container, through the Slurm plugin pyxis; `home` and the folders of the job's
+    files are mounted in it.
     """
 
     partition: str | None = None
@@ -46,7 +49,7 @@ class SlurmLauncher(JobFileLauncher):
 
     @property
     def python(self) -> str:
-        """The interpreter on the nodes: this one, since nodes share this machine's file system, or `python` in a container."""
+        """The interpreter on the nodes: this one, since the nodes share this machine's file system; in a container, `python`."""
         return "python" if self.image else sys.executable
 
     def check(self, job: Job) -> None:
@@ -54,9 +57,9 @@ class SlurmLauncher(JobFileLauncher):
             if re.search(r"[\x00-\x1f\x7f]", getattr(self, name) or ""):
                 raise TenfoldError(f"Slurm's option {name} cannot be {getattr(self, name)!r}: write it on one line.")
         if re.search(r"[\x00-\x1f\x7f\\]", str(self.folder.resolve())):
-            raise TenfoldError(f"Slurm writes no log to the folder {str(self.folder.resolve())!r}: say another one by --out.")
+            raise TenfoldError(f"Slurm cannot write logs to {str(self.folder.resolve())!r}: choose another folder with --out.")
         if self.image and not (self.home or "").startswith("/"):
-            raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path: say --home /generations.")
+            raise TenfoldError(f"In a container the home {self.home!r} must be an absolute path, such as --home /generations.")
 
     def facts(self, job: Job) -> dict[str, Any]:
         limit, folder = job.time_limit_s or DAY_S, str(self.folder.resolve())
@@ -68,7 +71,7 @@ class SlurmLauncher(JobFileLauncher):
         }  # fmt: skip
 
     def write_all(self, name: str, jobs: Sequence[Job]) -> list[Path]:
-        """Write the jobs as one array of Slurm."""
+        """Write the jobs as one Slurm job array."""
         return [self.write(replace(jobs[0], name=name), jobs)]
 
     def submit(self, job: Job) -> Handle:
@@ -88,7 +91,7 @@ class SlurmLauncher(JobFileLauncher):
     def interrupt(self, handle: Handle) -> None:
         if self.status(handle) == "waiting":
             self.stop(handle)
-        else:  # to the steps, not to the script that queues again
+        else:  # signal only the job steps: the batch script would queue the job again
             call("scancel", ["--signal=TERM", handle.id], f"job {handle.id}")
 
     def stop(self, handle: Handle) -> None:
@@ -99,9 +102,10 @@ class SlurmLauncher(JobFileLauncher):
         return last_lines(found[0], lines) if found else ""
 
     def resize(self, handle: Handle, resources: Resources) -> Handle:
-        """Shrink a running job that can do with fewer nodes: it saves and goes on with the nodes that it keeps.
+        """Shrink a running job that can go on with fewer nodes: it saves, and goes on with the nodes that it keeps.
 
-        Where Slurm does not allow that, or more nodes are asked for, the job is queued anew.
+        If Slurm does not allow that, or if more nodes are asked for, the job is drained and submitted again. Raises TenfoldError if
+        the job does not give up its nodes within its `grace_s`.
         """
         if not handle.job.resources.shrinks_to(resources) or self.status(handle) != "running":
             return super().resize(handle, resources)
@@ -113,17 +117,18 @@ class SlurmLauncher(JobFileLauncher):
             answered = not asked.exists()  # checked before squeue: Slurm takes the nodes away, then the script removes the file
             if int(self._asked(handle, "%D")) <= resources.nodes:
                 return replace(handle, job=replace(handle.job, resources=resources))
-            if answered:  # Slurm kept the nodes: the job has saved, and would begin again with its old size
+            if answered:  # Slurm refused: the job has saved, and would be queued again with its old size
                 self.stop(handle)
                 return self.submit(replace(handle.job, resources=resources))
             if time.monotonic() > end:
-                raise TenfoldError(f"Job {handle.id} has not left its nodes after {handle.job.grace_s} s: see what it prints.")
+                raise TenfoldError(f"Job {handle.id} has not left its nodes after {handle.job.grace_s} s: see its log.")
             time.sleep(0.2)
 
     def up(self) -> int:
         where = [f"--partition={self.partition}"] if self.partition else []
         said = call("sinfo", ["--noheader", "--Node", "--format=%N %T", *where], "the nodes of the cluster")
-        return len({name for name, state in map(str.split, said.splitlines()) if state in UP})
+        # A minus marks a node that the backfill scheduler has planned for another job.
+        return len({name for name, state in map(str.split, said.splitlines()) if state.removesuffix("-") in UP})
 
     def seen(self) -> dict[str, Seen]:
         said = call("squeue", ["--noheader", "--states=all", "--me", "--format=%A|%T|%D|%j"], "the jobs of the cluster")
@@ -132,14 +137,14 @@ class SlurmLauncher(JobFileLauncher):
         return {name: Seen(str(number), STATUS.get(state, "failed"), nodes) for number, state, nodes, name in rows}
 
     def _asked(self, handle: Handle, what: str) -> str:
-        """What `squeue` says of the job."""
+        """The field `what` (a format of `squeue`) of the job. Raises TenfoldError if Slurm does not list it."""
         said = call("squeue", ["--noheader", "--states=all", f"--format={what}", f"--jobs={handle.id}"], f"job {handle.id}")
         if not said:
-            raise TenfoldError(f"Slurm has forgotten job {handle.id}: it ended a while ago; look at `sacct --jobs {handle.id}`.")
+            raise TenfoldError(f"Slurm does not list job {handle.id}, so it ended a while ago: see `sacct --jobs {handle.id}`.")
         return said.split()[0]
 
     def _container(self, job: Job) -> str:
-        """The options of `srun` that pyxis takes."""
+        """The options of pyxis for `srun`."""
         if self.image is None:
             return ""
         folders = dict.fromkeys([str(self.home), *(str(path.parent) for path in job.files)])

@@ -1,1 +1,1 @@
-"""What all rooms speak of: models, accelerators, sites, units, counts of FLOPs and bytes. Never imports torch."""
+"""What all other packages share: model shapes, layouts, accelerators, laws, forecasts, units, files. Never imports torch."""

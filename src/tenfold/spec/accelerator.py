@@ -1,4 +1,4 @@
-"""Accelerators: peak rates, memory, links, power, as published; and those that plugins add."""
+"""Accelerators: published peak rates, memory, links and power, and those that plugins add."""
 
 import tomllib
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from importlib import resources
 from tenfold.spec.errors import TenfoldError, nearest
 from tenfold.spec.plugins import load, plugins
 
-Spread = float | tuple[float, float, float]  # a figure, or its low, mid and high
+Spread = float | tuple[float, float, float]  # one figure, or a low, a middle and a high one
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One accelerator's data sheet. Rates are dense (no sparsity); `None` is unknown.
+    """The data sheet of one accelerator. Rates are dense (no sparsity), in TFLOP/s; `None` is unknown.
 
-    `measured_bf16_tflops` is the rate of the fastest matrix product that anybody measured on it, the ceiling in practice.
-    `device` is the torch device that it trains and serves on; `guessed` names figures that nobody has published. Prices are
-    those of `plan/data/prices.toml` where they are not given.
+    `measured_bf16_tflops` is the highest published rate of a matrix product measured on it, the ceiling in practice. `device` is
+    the torch device that it trains and serves on. `guessed` names the fields that no source has published. Prices that are None
+    are taken from `plan/data/prices.toml`.
     """
 
     key: str
@@ -37,7 +37,7 @@ class Accelerator:
     guessed: tuple[str, ...] = ()
 
     def peak_flops(self, dtype: str = "bf16") -> float:
-        """Peak FLOP/s in `bf16`, `fp8` or `fp4`. Raises TenfoldError where the part has no such unit."""
+        """Peak FLOP/s in `bf16`, `fp8` or `fp4`. Raises TenfoldError if no rate is published for it."""
         tflops = {"bf16": self.bf16_tflops, "fp8": self.fp8_tflops, "fp4": self.fp4_tflops}.get(dtype)
         if tflops is None:
             raise TenfoldError(f"{self.name} has no published {dtype} rate: choose bf16.")
@@ -57,19 +57,19 @@ PUBLISHED = _published()  # an entry point of `tenfold.accelerators`
 
 @cache
 def accelerators() -> dict[str, Accelerator]:
-    """All known accelerators by key (`h100`, `mi300x`, ...): the entry points of `tenfold.accelerators`.
+    """All known accelerators by key (`h100`, `mi300x`, ...), from the entry points `tenfold.accelerators`.
 
-    Each refers to an Accelerator or to a dict of them. A plugin's takes the place of a published one of its key.
+    Each entry point refers to an Accelerator or to a dict of them. A plugin's replaces a published one with the same key.
     """
     found: dict[str, Accelerator] = {}
-    for name in plugins("accelerators"):  # the built-in ones first
+    for name in plugins("accelerators"):  # in this order: the built-in ones come first
         parts = load("accelerators", name)
         found |= {part.key: part for part in ([parts] if isinstance(parts, Accelerator) else parts.values())}
     return found
 
 
 def accelerator(key: str) -> Accelerator:
-    """One accelerator. Raises TenfoldError with the nearest key where it is unknown."""
+    """The accelerator of a key, in upper or lower case. Raises TenfoldError, with the nearest key, if it is unknown."""
     known = accelerators()
     if key.lower() not in known:
         raise TenfoldError(f"There is no accelerator {key!r}{nearest(key, known)}.")
@@ -77,6 +77,6 @@ def accelerator(key: str) -> Accelerator:
 
 
 def torch_device(name: str) -> str:
-    """PyTorch's name of a device: that of the accelerator `name`, or `name` itself (`cuda:1`)."""
+    """The torch device of the accelerator `name`; any other name (`cuda:1`) is returned as it is."""
     sheet = accelerators().get(name.lower())
     return sheet.device if sheet else name

@@ -1,4 +1,4 @@
-"""The one exception that a person is meant to read, and the nearest-name suggestion it often carries."""
+"""The exception whose message is for the user, the suggestion of the nearest name, and what to say when a command is stopped."""
 
 import difflib
 import re
@@ -7,40 +7,40 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 _SECRET = re.compile(
-    r"(\w://[^\s:/@]*:)\S*(?=@)"  # the password of a URL
-    r"|([?&]\w*(?:passw|pwd|secret|token)\w*=)[^\s&]*"  # one in its query
-    r"|(\btf-)[\w-]{43}",  # the key of a server
+    r"(\w://[^\s:/@]*:)\S*(?=@)"  # the password in a URL
+    r"|([?&]\w*(?:passw|pwd|secret|token)\w*=)[^\s&]*"  # a password or token in the query of a URL
+    r"|(\btf-)[\w-]{43}",  # a key of Tenfold's server
     re.IGNORECASE,
 )
 
 
 def without_secrets(text: str) -> str:
-    """The text with `***` in place of the passwords of URLs and the keys of servers."""
+    """The text with `***` in place of passwords in URLs and of server keys."""
     return _SECRET.sub(lambda found: f"{found[found.lastindex or 0]}***", text)
 
 
 class TenfoldError(Exception):
-    """One sentence: what is wrong, where, and what to do. The command line prints it without a trace, and without secrets."""
+    """An error for the user. The message is one sentence: what is wrong, where, and what to do. Shown without secrets."""
 
     def __str__(self) -> str:
         return without_secrets(super().__str__())
 
 
 class NotInstalled(TenfoldError):
-    """An optional package is missing; the sentence says how to install it."""
+    """An optional package is missing. The message says how to install it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the known name closest to `name`, or an empty string."""
+    """`" (did you mean 'x'?)"` for the known name closest to `name`, or an empty string if none is close."""
     match = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 @contextmanager
 def when_stopped(sentence: str) -> Iterator[None]:
-    """Where Ctrl-C or a signal ends the block, the command's last line adds `sentence`: what is kept, and how to go on.
+    """If Ctrl-C or a signal ends the block, the command's last line adds `sentence`, which says what is kept and how to go on.
 
-    Of nested blocks the innermost one's sentence is shown.
+    In nested blocks, the sentence of the innermost one is shown.
     """
     try:
         yield
@@ -50,10 +50,10 @@ def when_stopped(sentence: str) -> Iterator[None]:
 
 
 def stopped(stop: BaseException) -> tuple[signal.Signals, str]:
-    """The signal behind a KeyboardInterrupt that reached the top, and what `when_stopped` says of it ("" for nothing).
+    """The signal that caused a KeyboardInterrupt, and the sentence that `when_stopped` attached to it, or "".
 
-    Both are also looked for in the exceptions that led to this one: Python replaces an exception raised within a codec by a new
-    one with other arguments, and a second signal may come while the first is being handled.
+    The exceptions that led to this one are searched too: Python replaces an exception raised within a codec by a new one with other
+    arguments, and a second signal may come while the first is being handled.
     """
     chain = [stop]
     while before := chain[-1].__cause__ or chain[-1].__context__:

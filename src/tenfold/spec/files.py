@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders (complete, or not there at all), and locks for work that one process at a time may do."""
+"""Files and folders that are written atomically (complete or not at all), and locks for work that only one process may do."""
 
 import csv
 import ctypes
@@ -20,16 +20,16 @@ from typing import Any, BinaryIO
 from tenfold.spec.errors import TenfoldError, when_stopped, without_secrets
 from tenfold.spec.strict_json import strict_json
 
-PRIVATE = 0o600
+PRIVATE = 0o600  # file mode: readable and writable by the owner only
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what flock says on a network file system mounted without locks
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of flock on network file systems mounted without locks
 
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Raises TenfoldError that names `path` where the block cannot write: a full disk, a read-only folder, no permission.
+    """Turn an OSError of the block into a TenfoldError that names `path`: a full disk, a read-only folder, no permission.
 
-    Where the block fails on another file, such as one that it reads, the error names that file.
+    If the block fails on another file, such as one that it reads, the error names that file.
     """
     try:
         yield
@@ -41,28 +41,28 @@ def writable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Raises TenfoldError that names `path` where the block cannot read it, or it holds no text."""
+    """Turn the block's failure to read `path`, or to decode it as text or CSV, into a TenfoldError that names it."""
     try:
         yield
     except OSError as error:
         raise TenfoldError(f"{path} could not be read: {reason(error)}.") from None
     except (UnicodeDecodeError, csv.Error):
-        raise TenfoldError(f"{path} holds no text: give a text file in UTF-8.") from None
+        raise TenfoldError(f"{path} is not a text file: give one in UTF-8.") from None
 
 
 def _belongs(file: Path, path: Path) -> bool:
-    """Whether `file` is `path`, a folder above it, something below it, or its scratch file."""
+    """Whether `file` is `path`, a folder above it, a file or folder in it, or its scratch file."""
     file, path = file.absolute(), path.absolute()
     return path.is_relative_to(file) or file.is_relative_to(path) or str(file).startswith(str(_beside(path, "")))
 
 
 def _beside(path: Path, ending: str) -> Path:
-    """The hidden name beside `path` under which it is written until it is finished."""
+    """A hidden path beside `path`, for its scratch file or its lock."""
     return path.with_name(f".{path.name}.{ending}")
 
 
 def reason(error: OSError) -> str:
-    """What went wrong, as the end of a sentence."""
+    """What went wrong, in words that can end a sentence."""
     if error.errno in NO_ROOM or (error.errno is None and "requested and" in str(error)):  # NumPy's message
         return "the disk is full; free some room"
     text = error.strerror or str(error)
@@ -70,25 +70,25 @@ def reason(error: OSError) -> str:
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, with those above it. Raises TenfoldError where it cannot be made."""
+    """Make a folder and its parents if they do not exist, and return it. Raises TenfoldError if it cannot be made."""
     with writable(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def make_private(path: Path) -> None:
-    """Create an empty file that its owner alone can read, where there is none. Raises TenfoldError where it cannot be made."""
+    """Create an empty file that only its owner can read, unless there is one. Raises TenfoldError if it cannot be made."""
     with writable(path):
         os.close(os.open(path, os.O_CREAT, PRIVATE))
 
 
 @contextmanager
 def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
-    """A scratch file beside `path`, of the same ending, that takes its place when the block ends well.
+    """Yield a scratch file beside `path`, with the same suffix, which replaces `path` when the block ends without an error.
 
-    A kill leaves the old file or the new one, and a scratch file that the next writer of `path` uses again. Writers of one
-    path take turns. A private file can be read by its owner alone, from its creation on. What is no file, such as /dev/stdout,
-    is written as it is. Raises TenfoldError where it cannot be written.
+    If the process is killed, `path` is the old file or the new one; the next writer of `path` reuses the scratch file. Several
+    writers of one path take turns. Only its owner can ever read a `private` file. A path that is no regular file, such as
+    /dev/stdout, is written directly. Raises TenfoldError if it cannot be written.
     """
     make_folder(path.parent)
     with writable(path):
@@ -103,7 +103,7 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
                     shutil.copymode(target, scratch)
                 mode = scratch.stat().st_mode
                 yield scratch
-                scratch.chmod(mode)  # of a library that puts a private file of its own in its place
+                scratch.chmod(mode)  # some libraries replace the scratch file by one with mode 0600
                 _to_disk(scratch)
                 scratch.replace(target)
             except BaseException:
@@ -113,20 +113,20 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole. Raises TenfoldError where it cannot be written."""
+    """Write a text file atomically. Raises TenfoldError if it cannot be written."""
     with whole_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole. Raises TenfoldError where it cannot be written."""
+    """Write a JSON file atomically. Raises TenfoldError if it cannot be written."""
     write_text(path, strict_json(value, indent=1) + "\n")
 
 
 def append_line(path: Path, value: dict[str, Any], *, to_disk: bool = False) -> None:
-    """Add a JSON object to a file of lines, on a line of its own though a kill or a full disk tore the one before.
+    """Append a JSON object to a file of JSON lines. If the last line is incomplete (a kill, a full disk), a new line is begun.
 
-    Raises TenfoldError where it cannot be written.
+    `to_disk` flushes the file to disk. Raises TenfoldError if it cannot be written.
     """
     with writable(path), path.open("a+b") as stream:
         torn = False
@@ -140,7 +140,7 @@ def append_line(path: Path, value: dict[str, Any], *, to_disk: bool = False) -> 
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file of lines, without a line that a kill or a full disk tore; none where there is no file."""
+    """The objects in a file of JSON lines, without incomplete lines (a kill, a full disk). An empty list if there is no file."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         with suppress(ValueError):
@@ -149,7 +149,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is none, or a damaged one."""
+    """The JSON object in a file; an empty one if the file is missing, unreadable or damaged."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -159,10 +159,10 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A scratch folder that becomes `out` when the block ends well, and is deleted when it does not.
+    """Yield a scratch folder that becomes `out` when the block ends without an error, and is deleted otherwise.
 
-    What a killed process left of an earlier scratch folder of `out` is deleted first. Raises TenfoldError where `out` holds
-    something already and is not to be replaced, another process makes it, or it cannot be written.
+    A scratch folder that a killed process left is deleted first. Raises TenfoldError if `out` is not empty and `replace` is not
+    set, if another process is making it, or if it cannot be written.
     """
     if out.resolve() == Path.cwd():
         raise TenfoldError(f"{out} is the folder that this command runs in: choose another name.")
@@ -186,19 +186,19 @@ def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError where it cannot be read."""
+    """The SHA-256 of a file's bytes, in hexadecimal. Raises OSError if it cannot be read."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _to_disk(file: Path) -> None:
-    """Flush a file to disk. A network file system may report only here that it is full."""
+    """Flush a file to disk. Some network file systems report only here that they are full."""
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two folders in one step. Where the system cannot, delete the second one and return False."""
+    """Swap the names of two folders atomically. If the system cannot, delete the second one and return False."""
     with suppress(AttributeError):
         at, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
         if not ctypes.CDLL(None).renameat2(at, os.fsencode(one), at, os.fsencode(other), exchange):
@@ -209,10 +209,10 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def one_at_a_time(lock: Path, doing: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold the file `lock` while the block runs; it is gone afterwards, and free again when this process dies.
+    """Hold the lock file `lock` while the block runs. It is deleted afterwards, and free again if this process dies.
 
-    Raises TenfoldError, naming the other process, where another holds it and this one does not `wait` for its end; `doing`
-    completes "Another process is ...".
+    If another process holds it, `wait` for that process or raise TenfoldError, which names it; `doing` completes the sentence
+    "Another process is ...".
     """
     with writable(lock.absolute().parent):
         try:
@@ -221,7 +221,7 @@ def one_at_a_time(lock: Path, doing: str, *, wait: bool = False) -> Iterator[Non
             raise TenfoldError(f"Another process is {doing}{_holder(lock)}: wait for its end, or choose another folder.") from None
     with stream:
         try:
-            with suppress(OSError):  # a full disk: the lock holds without these words
+            with suppress(OSError):  # on a full disk the lock works without this description
                 stream.write(json.dumps(_this_process()).encode())
             yield
         finally:
@@ -230,7 +230,10 @@ def one_at_a_time(lock: Path, doing: str, *, wait: bool = False) -> Iterator[Non
 
 
 def holder(lock: Path) -> dict[str, Any] | None:
-    """The `process`, `host` and `command` of the process that holds `lock` by `one_at_a_time`; None where no process holds it."""
+    """The process that holds `lock` by `one_at_a_time`: its `process` id, `host`, `command` and start (`since`).
+
+    An empty dict if it has not written these yet; None if no process holds the lock, or the file system has no locks.
+    """
     try:
         with lock.open() as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -240,11 +243,14 @@ def holder(lock: Path) -> dict[str, Any] | None:
         with suppress(OSError, ValueError):
             return dict(json.loads(lock.read_text()))
         return {}
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     return None
 
 
 def _hold(file: Path, wait: bool, mode: int = 0o666) -> BinaryIO:
-    """The file, empty and held by this process. Raises BlockingIOError where another holds it."""
+    """Open `file`, empty and locked by this process. Raises BlockingIOError if another holds it and `wait` is not set."""
     while True:
         with ExitStack() as opened:
             handle = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND, mode)
@@ -254,8 +260,8 @@ def _hold(file: Path, wait: bool, mode: int = 0o666) -> BinaryIO:
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
-            # The previous holder may have deleted or renamed the file between open and flock: then the name is gone, or is that
-            # of another file, and the lock must be taken again.
+            # The previous holder may have deleted or renamed the file between open and flock: then the name is gone, or belongs to
+            # another file, and the lock must be taken again.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
                     stream.truncate(0)

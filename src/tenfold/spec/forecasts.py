@@ -1,9 +1,10 @@
-"""The record of forecasts: what every room said would come, frozen before it came, and what came.
+"""The record of forecasts: every forecast that was made in a home, frozen before its outcome is known, and the outcome.
 
-`forecasts.jsonl` under the home only ever grows: a line for a forecast, and later one for its outcome. Nothing in it is edited,
-and a second forecast or outcome under the same key is refused. So a reader can count how often the intervals held.
+`forecasts.jsonl` in the home is append-only: a line for each forecast, and later one for its outcome. A forecast is never edited,
+and only the first forecast and the first outcome under a key count. So a reader can count how often the intervals held.
 
-What came widens or narrows the next intervals of the same maker and kind (`calibrated`), and each forecast says how much it did.
+Outcomes widen or narrow the intervals of later forecasts of the same maker and kind (`calibrated`); each forecast records the
+factor.
 """
 
 import math
@@ -20,27 +21,27 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import append_line, make_folder, one_at_a_time, read_lines
 from tenfold.spec.versions import require_version
 
-LEVELS = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)
-SHARES = (0.075, 0.1, 0.2, 0.25, 0.2, 0.1, 0.075)  # of all levels, those nearer to each quantile than to its neighbours
+LEVELS = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)  # of the quantiles in every forecast
+SHARES = (0.075, 0.1, 0.2, 0.25, 0.2, 0.1, 0.075)  # for each level: the share of the interval 0 to 1 that is nearest to it
 FILE = "forecasts.jsonl"
 VERSION = 1  # of each line
-STATED = 4  # outcomes that the width which a maker states counts for
-FARTHEST = 4.0  # of the deviations that a forecast gave, which its outcome counts for at most, lest one widens all that follow
-Z80 = NormalDist().inv_cdf(0.9)
+STATED = 4  # the width that the maker states weighs as much as this many outcomes
+FARTHEST = 4.0  # the most standard deviations that one outcome counts as, so that an outlier does not widen all that follow
+Z80 = NormalDist().inv_cdf(0.9)  # half the width of an 80 % interval, in standard deviations
 
 
 class Learnt(Struct, frozen=True):
-    """What earlier outcomes did to a forecast: its intervals are `factor` times as wide as its maker stated, by `outcomes`."""
+    """How earlier outcomes changed a forecast: `factor` is how many times as wide its intervals are, from so many `outcomes`."""
 
     factor: float = 1.0
     outcomes: int = 0
 
 
 class Forecast(Struct, frozen=True, kw_only=True):
-    """One forecast. `quantiles` are those of `LEVELS`, in `unit`; `data` has the hash of each file that it was made from.
+    """One forecast. `quantiles` are those at `LEVELS`, in `unit`; `data` maps each file that it was made from to its hash.
 
-    `key` names it within its home: who makes it and of what (`climb/g1/loss`). `kind` groups keys in the scores (`loss`).
-    `learnt` is None as long as its maker states the quantiles and nothing was learnt from outcomes.
+    `key` identifies it within its home (`climb/g1/loss`). `who` names its maker (`climb`, `plan`), `kind` the quantity (`loss`).
+    `made` is the time of recording (ISO 8601, UTC). `learnt` is None until `calibrated` has been applied.
     """
 
     key: str
@@ -58,7 +59,7 @@ class Forecast(Struct, frozen=True, kw_only=True):
 
 
 class Scored(Struct, frozen=True, kw_only=True):
-    """A forecast and what came, where it has: `measured` is None until then."""
+    """A forecast and its outcome, recorded at the time `came`; `measured` is None as long as there is none."""
 
     forecast: Forecast
     measured: float | None = None
@@ -72,8 +73,11 @@ class Scored(Struct, frozen=True, kw_only=True):
 
     @property
     def crps(self) -> float | None:
-        """The continuous ranked probability score in the forecast's unit, 0 at best: twice the pinball loss over all levels
-        (Gneiting and Raftery 2007, section 4.2), here summed over the quantiles that there are."""
+        """The continuous ranked probability score in the forecast's unit, 0 at best; None without an outcome.
+
+        It is twice the integral of the pinball loss over all levels (Gneiting and Raftery 2007, section 4.2), here a sum over
+        `LEVELS` with the weights `SHARES`.
+        """
         if self.measured is None:
             return None
         errors = [self.measured - q for q in self.forecast.quantiles]
@@ -82,9 +86,9 @@ class Scored(Struct, frozen=True, kw_only=True):
 
 
 def forecast(home: Path, made: Forecast) -> Forecast:
-    """Write a forecast down, `calibrated`, before its outcome is known. One that stands under its key is returned as it is.
+    """Record a forecast, after `calibrated`, and return it. If its key is in the record already, that forecast is returned instead.
 
-    Raises TenfoldError for quantiles that do not rise, or are no numbers.
+    Raises TenfoldError for quantiles that are not finite or not in ascending order.
     """
     if len(made.quantiles) != len(LEVELS) or not all(map(math.isfinite, made.quantiles)):
         raise TenfoldError(f"The forecast {made.key!r} needs {len(LEVELS)} finite quantiles, not {made.quantiles}.")
@@ -99,11 +103,12 @@ def forecast(home: Path, made: Forecast) -> Forecast:
 
 
 def calibrated(home: Path, made: Forecast) -> Forecast:
-    """The forecast with intervals as wide as outcomes of the same maker and kind in this home ask for; once, and not again.
+    """The forecast with its intervals widened or narrowed by the outcomes of the same maker and kind in this home.
 
-    Each outcome lies some standard deviations z from its median, by the width that its maker stated. The factor is the root of
-    the mean of z squared, in which the stated width counts for `STATED` outcomes with z = 1 (the posterior mean of a normal
-    scale, by its prior's pseudo-observations: Gelman et al., Bayesian Data Analysis, section 2.6). Without outcomes it is 1.
+    Let z be the number of standard deviations, as the maker stated them, between an outcome and its median. The factor is the root
+    mean square of all z, in which the stated width counts as `STATED` outcomes with z = 1 (the variance of a normal distribution
+    with a conjugate prior, in its form as pseudo-observations: Gelman et al., Bayesian Data Analysis, section 2.6). Without
+    outcomes it is 1. A forecast that has `learnt` already is returned unchanged.
     """
     if made.learnt is not None:
         return made
@@ -114,15 +119,15 @@ def calibrated(home: Path, made: Forecast) -> Forecast:
 
 
 def widened(values: Sequence[float], median: float, factor: float) -> tuple[float, ...]:
-    """Quantiles so many times as far from their median, in logarithms where all are positive."""
+    """Quantiles `factor` times as far from their median; in logarithms if all are positive."""
     if min(*values, median) > 0:
         return tuple(median * (value / median) ** factor for value in values)
     return tuple(median + factor * (value - median) for value in values)
 
 
 def _deviations(one: Scored) -> float | None:
-    """How many standard deviations an outcome lies from its median, by the interval that its maker stated; None where that has
-    no width, or nothing came."""
+    """The distance of an outcome from its median, in standard deviations of the interval that its maker stated; None without an
+    outcome, or for an interval without width."""
     if one.measured is None:
         return None
     low, median, high = (one.forecast.quantiles[LEVELS.index(level)] for level in (0.1, 0.5, 0.9))
@@ -135,14 +140,14 @@ def _deviations(one: Scored) -> float | None:
 
 
 def outcome(home: Path, key: str, measured: float) -> Scored:
-    """Add what came of a forecast, once. The same outcome again changes nothing.
+    """Record the outcome of a forecast. The same outcome again changes nothing.
 
-    Raises TenfoldError where there is no such forecast, or another outcome stands.
+    Raises TenfoldError if there is no such forecast, or if it has another outcome.
     """
     with _locked(home):
         known = {one.forecast.key: one for one in read_forecasts(home)}
         if key not in known:
-            raise TenfoldError(f"There is no forecast {key!r} in {home / FILE}: make it before its outcome.")
+            raise TenfoldError(f"There is no forecast {key!r} in {home / FILE}: record the forecast before its outcome.")
         before = known[key]
         if before.measured is not None and before.measured != measured:
             raise TenfoldError(f"The forecast {key!r} has its outcome already ({before.measured:g}): it is never changed.")
@@ -153,7 +158,7 @@ def outcome(home: Path, key: str, measured: float) -> Scored:
 
 
 def read_forecasts(home: Path) -> list[Scored]:
-    """Every forecast of a home with what came of it, in the order in which they were made."""
+    """Every forecast of a home with its outcome, in the order in which they were made."""
     found: dict[str, Scored] = {}
     for line in _lines(home / FILE):
         if "forecast" in line:
@@ -166,7 +171,7 @@ def read_forecasts(home: Path) -> list[Scored]:
 
 
 def around(median: float, relative_sd: float) -> tuple[float, ...]:
-    """Quantiles of a log-normal forecast, for what cannot be negative."""
+    """Quantiles of a log-normal forecast, for positive quantities; `relative_sd` is the standard deviation of the logarithm."""
     return tuple(median * math.exp(relative_sd * NormalDist().inv_cdf(level)) for level in LEVELS)
 
 
@@ -176,14 +181,14 @@ def normal(mean: float, sd: float) -> tuple[float, ...]:
 
 
 def of_samples(samples: Sequence[float]) -> tuple[float, ...]:
-    """Quantiles of what was drawn or resampled, linear between the order statistics."""
+    """Quantiles of samples, interpolated linearly between the order statistics."""
     ordered = sorted(samples)
     places = [level * (len(ordered) - 1) for level in LEVELS]
     return tuple(ordered[int(p)] + (p % 1) * (ordered[min(int(p) + 1, len(ordered) - 1)] - ordered[int(p)]) for p in places)
 
 
 def of_intervals(median: float, intervals: Mapping[str, Sequence[float]]) -> tuple[float, ...]:
-    """Quantiles of a forecast that is given as a median with 50, 80 and 95 % intervals; those of 5 and 95 % lie between."""
+    """Quantiles of a forecast given as a median with 50, 80 and 95 % intervals; the 5 and 95 % quantiles are interpolated."""
     sides = []
     for side in (0, 1):
         eighty, ninety_five = (intervals[level][side] for level in ("80", "95"))
@@ -195,7 +200,7 @@ def of_intervals(median: float, intervals: Mapping[str, Sequence[float]]) -> tup
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for row in read_lines(path):
-        require_version(row.get("version", 1), (VERSION,), path, "keep other forecasts in another --home")
+        require_version(row.get("version", 1), (VERSION,), path, "use another --home")
         yield row
 
 
@@ -205,7 +210,7 @@ def _append(home: Path, row: dict[str, Any]) -> None:
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """One process at a time writes."""
+    """Let only one process write at a time."""
     with one_at_a_time(make_folder(home) / ".forecasts.lock", f"writing {home / FILE}", wait=True):
         yield
 

@@ -1,4 +1,4 @@
-"""How many parameters and tokens are best for a compute: by published laws, or by the law of one's own climb."""
+"""The compute-optimal number of parameters and tokens: by published scaling laws, or by the law of an own climb (`law.json`)."""
 
 import json
 import math
@@ -15,12 +15,12 @@ from tenfold.spec.versions import read_document, require_version
 
 VERSION = 3  # of law files; those of version 1 have no table of optima
 LLAMA3 = "llama3"
-REACH = 1e3  # times the compute of its largest run that a law of one's own is trusted without being asked for
+REACH = 1e3  # `own_law` trusts a law up to this many times the compute of its largest run
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best split of a compute, and where it comes from."""
+    """The compute-optimal parameters (active ones, with experts) and tokens, and the source of the law."""
 
     params: float
     tokens: float
@@ -29,17 +29,20 @@ class Optimum:
 
 @cache
 def facts() -> dict[str, Any]:
-    """`spec/data/laws.toml`: laws, tokens of published models, the largest corpus, the batch."""
+    """The content of `spec/data/laws.toml`: laws, training tokens of published models, the largest corpus, the batch."""
     return tomllib.loads(resources.files("tenfold.spec").joinpath("data/laws.toml").read_text())
 
 
 def laws() -> list[str]:
-    """Names of the published laws."""
+    """The names of the published laws."""
     return [name for name, row in facts().items() if "tokens_exponent" in row or "alpha" in row]
 
 
 def optimum(flops: float, law: str) -> Optimum:
-    """The best (active) parameters and tokens for `flops` by a published law, or by a `law.json`."""
+    """The compute-optimal parameters and tokens for `flops`. `law` is the name of a published law or the path of a `law.json`.
+
+    Raises TenfoldError if there is no such law.
+    """
     if law.endswith(".json"):
         return _of_file(flops, Path(law))
     if law not in laws():
@@ -55,7 +58,10 @@ def optimum(flops: float, law: str) -> Optimum:
 
 
 def own_law(home: Path, flops: float, family: str = "llama3") -> str | None:
-    """The law of the newest climb of `family` in `home` that reaches `flops`; laws of older versions are passed over."""
+    """The path of the newest law of `family` in `home` that may be used for `flops` (`REACH`); unreadable ones are skipped.
+
+    None if there is none.
+    """
     for path in sorted(home.glob("g*/law.json"), key=lambda p: (len(p.parent.name), p.parent.name), reverse=True):
         climb = path.with_name("climb.json")
         try:
@@ -68,7 +74,7 @@ def own_law(home: Path, flops: float, family: str = "llama3") -> str | None:
 
 
 def read_law(path: Path) -> dict[str, Any]:
-    """A law that `tenfold law fit` or a climb wrote. Raises TenfoldError where it is missing, or has no table of optima."""
+    """A law that `tenfold law fit` or a climb wrote. Raises TenfoldError if it is missing, damaged, or has no table of optima."""
     again = "write one with `tenfold law fit points.csv --out law.json`"
     if not path.exists():
         raise TenfoldError(f"There is no law at {path}: {again}.")
@@ -77,9 +83,9 @@ def read_law(path: Path) -> dict[str, Any]:
         require_version(law.get("version", 1), (1, 2, VERSION), path, again)
         missing = next((name for name in ("optimum", "flops_per_nd", "largest_flops", "n_points") if name not in law), None)
     except (OSError, ValueError, TypeError) as error:
-        raise TenfoldError(f"{path} is no law: {again}.") from error
+        raise TenfoldError(f"{path} is not a law: {again}.") from error
     if missing:
-        raise TenfoldError(f"{path} is no law, or one of an older version without {missing!r}: {again}.")
+        raise TenfoldError(f"{path} is not a law, or one of an older version without {missing!r}: {again}.")
     return law
 
 
@@ -92,7 +98,7 @@ def _of_file(flops: float, path: Path) -> Optimum:
 
 
 def between(points: Sequence[Sequence[float]], x: float) -> float:
-    """Interpolate (x, y) points linearly in logarithms; beyond the ends the slope of the last segment continues."""
+    """Interpolate between points (x, y), both positive, linearly in logarithms; beyond the ends the last segment is extended."""
     i = max(0, min(len(points) - 2, sum(x >= first for first, _ in points) - 1))
     (x0, y0), (x1, y1) = points[i], points[i + 1]
     return y0 * math.exp(math.log(x / x0) * math.log(y1 / y0) / math.log(x1 / x0))

@@ -1,6 +1,6 @@
-"""How one training step lies on processes: the struct that trainer, planner and dry run share, and what cannot be built.
+"""The layout of a training step over processes, which trainer, planner and dry run share, and checks of what can be built.
 
-world = pp x dp_replicate x dp_shard x cp x tp          (neighbouring ranks share a tensor parallel group)
+world = pp x dp_replicate x dp_shard x cp x tp          (neighbouring ranks are in one tensor parallel group)
 """
 
 import math
@@ -20,51 +20,51 @@ Size = Annotated[int, Meta(ge=1)]
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The parallel dimensions, the batch, and what is kept or sharded. Names are torchtitan's.
+    """The parallel dimensions, the batch, and what is sharded or recomputed. The names of the dimensions are torchtitan's.
 
     A `dp_shard` of 0 counts as 1 until `for_world` replaces it.
     """
 
-    dp_replicate: Annotated[Size, Meta(description="Copies of the weights that run beside each other (HSDP).")] = 1
+    dp_replicate: Annotated[Size, Meta(description="Copies of the weights, each sharded over a group of ranks (HSDP).")] = 1
     dp_shard: Annotated[
-        int, Meta(ge=0, description="Data parallel ranks that share one copy (FSDP); 0: those that the other dimensions leave.")
+        int, Meta(ge=0, description="Data parallel ranks that shard one copy of the weights (FSDP); 0: all that the others leave.")
     ] = 0
-    cp: Annotated[Size, Meta(description="Context parallel: ranks that divide the positions of a row.")] = 1
+    cp: Annotated[Size, Meta(description="Context parallel: ranks that divide the tokens of a sequence.")] = 1
     tp: Annotated[Size, Meta(description="Tensor parallel: ranks that divide the matrices of a layer.")] = 1
     pp: Annotated[Size, Meta(description="Pipeline parallel: ranks that divide the layers.")] = 1
     ep: Annotated[Size, Meta(description="Expert parallel: neighbouring ranks that divide the experts of a layer.")] = 1
-    etp: Annotated[Size, Meta(description="Ranks that cut each expert: 1, experts are whole; tp, as Megatron cuts them.")] = 1
-    schedule: Annotated[Schedule, Meta(description="Order of a pipeline's passes: 1f1b, interleaved or zero_bubble.")] = "1f1b"
+    etp: Annotated[Size, Meta(description="Ranks that divide each expert: 1, experts stay whole; tp, as in Megatron.")] = 1
+    schedule: Annotated[Schedule, Meta(description="Pipeline schedule: 1f1b, interleaved or zero_bubble.")] = "1f1b"
     virtual_stages: Annotated[
         int, Meta(ge=0, description="Stages of the pipeline on each rank; 0: one for 1f1b, two for the other schedules.")
     ] = 0
     micro_batch: Annotated[
-        int, Meta(ge=0, description="Rows that go through the model together; 0: all of a rank's, in a pipeline 1/pp of them.")
+        int, Meta(ge=0, description="Sequences in one forward pass of a rank; 0: all that it has, in a pipeline 1/pp of them.")
     ] = 0
     activation_checkpointing: Annotated[
         ActivationCheckpointing,
-        Meta(description="What the backward pass works out again: none, selective (inside feed-forwards) or full (whole blocks)."),
+        Meta(description="What the backward pass recomputes: none, selective (inside feed-forwards) or full (whole blocks)."),
     ] = "none"
     zero: Annotated[
         int, Meta(ge=0, le=3, description="Sharded over dp_shard x cp: 1 optimizer, 2 gradients too, 3 parameters too (FSDP).")
     ] = 3
-    global_batch: Annotated[Size, Meta(description="Rows of a step.")] = 1
-    seq_len: Annotated[Size, Meta(description="Tokens of a row.")] = 8192
+    global_batch: Annotated[Size, Meta(description="Sequences in a step.")] = 1
+    seq_len: Annotated[Size, Meta(description="Tokens in a sequence.")] = 8192
     dtype: Annotated[str, Meta(description="Data type of matrix products: bf16, fp8 or fp4.")] = "bf16"
 
     @property
     def dp(self) -> int:
-        """Data parallel ranks: those that have rows of their own."""
+        """Data parallel ranks: those that get different rows (sequences)."""
         return self.dp_replicate * max(1, self.dp_shard)
 
     @property
     def world(self) -> int:
-        """All processes, one for each accelerator."""
+        """The number of processes, one for each accelerator."""
         return self.pp * self.dp * self.cp * self.tp
 
     @property
     def shards(self) -> int:
-        """Ranks that share one copy of the dense weights."""
+        """Ranks over which one copy of the dense weights is sharded."""
         return max(1, self.dp_shard) * self.cp
 
     @property
@@ -74,28 +74,28 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def expert_shards(self) -> int:
-        """Ranks that share one copy of the experts that a rank holds."""
+        """Ranks over which the experts that one rank holds are sharded."""
         whole = self.tp if self.etp == 1 and self.ep > 1 else 1
         return max(1, self.shards * whole // self.ep)
 
     @property
     def stages_per_rank(self) -> int:
-        """Stages of a pipeline on each rank."""
+        """Pipeline stages on each rank."""
         return self.virtual_stages or (1 if self.schedule == "1f1b" or self.pp == 1 else 2)
 
     @property
     def rows(self) -> int:
-        """The most rows of a step that one data parallel rank has."""
+        """The largest number of rows that one data parallel rank has in a step."""
         return math.ceil(self.global_batch / self.dp)
 
     @property
     def rows_together(self) -> int:
-        """Rows of a rank that go through the model together."""
+        """Rows in one micro-batch of a rank."""
         return self.micro_batch or (self.rows if self.pp == 1 else max(1, self.rows // self.pp))
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches into which a rank's rows are divided."""
+        """The number of micro-batches of a rank in a step."""
         return math.ceil(self.rows / self.rows_together)
 
     @property
@@ -103,7 +103,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.global_batch * self.seq_len
 
     def words(self) -> str:
-        """`TP 8, PP 16 x4, DP 128, micro-batch 1, recompute selective, ZeRO-3 over 64`."""
+        """The layout in words: `TP 8, PP 16 x4, DP 128, micro-batch 1, recompute selective, ZeRO-3 over 64`."""
         parts = [f"TP {self.tp}", f"PP {self.pp}" + (f" x{self.stages_per_rank}" if self.stages_per_rank > 1 else "")]
         parts += [f"CP {self.cp}"] * (self.cp > 1) + [f"EP {self.ep}"] * (self.ep > 1)
         sharding = f"ZeRO-{self.zero}" + (f" over {self.shards}" if self.dp_replicate > 1 else "")
@@ -116,9 +116,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def for_world(layout: Layout, world: int) -> Layout:
-    """`layout` with a dp_shard of 0 replaced by what the other dimensions leave of `world` processes.
+    """`layout` with a dp_shard of 0 replaced by `world` divided by the other dimensions.
 
-    Raises TenfoldError where the dimensions do not multiply to `world`.
+    Raises TenfoldError if the product of all dimensions is not `world`.
     """
     others = layout.pp * layout.dp_replicate * layout.cp * layout.tp
     layout = layout.replace(dp_shard=layout.dp_shard or max(1, world // others))
@@ -132,12 +132,12 @@ def for_world(layout: Layout, world: int) -> Layout:
 
 
 def check(layout: Layout, spec: ModelSpec) -> str:
-    """Why `spec` cannot be trained in this layout, in a sentence; empty where it can."""
+    """A sentence that says why `spec` cannot be trained in this layout; empty if it can."""
     return next((fault for faults in (_rows, _dense, _experts, _pipeline) for fault in faults(layout, spec)), "")
 
 
 def check_trainer(layout: Layout, spec: ModelSpec) -> str:
-    """Why Tenfold's own trainer cannot train `spec` in this layout, in a sentence; empty where it can."""
+    """A sentence that says why Tenfold's own trainer cannot train `spec` in this layout; empty if it can."""
     if layout.world > 1 and layout.zero != 3:
         return "The trainer shards parameters too: set zero = 3 in [parallel]."
     if layout.etp != 1:
@@ -146,8 +146,8 @@ def check_trainer(layout: Layout, spec: ModelSpec) -> str:
 
 
 def stage_layers(layers: int, stages: int) -> list[range]:
-    """The number of layers of each pipeline stage. They differ by one at most; the first and last stages, which also hold the
-    embedding and the head, are the first to get fewer."""
+    """The layers of each pipeline stage. Their numbers differ by one at most; the last stage (with the head) and the first (with
+    the embedding) are the first to get a layer fewer."""
     from_the_ends = sorted(range(stages), key=lambda s: min(2 * s + 1, 2 * (stages - 1 - s)))
     longer = from_the_ends[stages - layers % stages :]
     ends = list(accumulate(layers // stages + (s in longer) for s in range(stages)))
@@ -207,7 +207,7 @@ def _pipeline(layout: Layout, spec: ModelSpec) -> Iterator[str]:
     if spec.vision is not None:
         yield "Images are not trained in a pipeline: set pp = 1 in [parallel]."
     rows, together = layout.global_batch // layout.dp, layout.pp * layout.rows_together
-    if spec.n_experts and rows % together:  # rows that fill the last part up would count as the experts' load
+    if spec.n_experts and rows % together:  # padding rows in the last micro-batch would count in the experts' load
         yield (
             f"A pipeline of {layout.pp} sends a model with experts {together} rows at a time, which does not divide the {rows} "
             "rows of a process: change batch_size or micro_batch."

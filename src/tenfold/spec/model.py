@@ -1,8 +1,8 @@
-"""The shape of a model, and everything that follows from the shape alone: parameters, FLOPs, bytes.
+"""The shape of a model, and what follows from the shape alone: parameters, FLOPs, bytes.
 
-One set of formulas for the planner, the trainer and the server. Matrix products count two FLOPs per
-multiply-add, the backward pass twice the forward pass. Norms, activations, RoPE, the softmax and the
-embedding look-up (a gather) are not counted, as in every convention below.
+The planner, the trainer and the server share these formulas. A multiply-add counts as two FLOPs, and the backward pass as twice the
+forward pass. Norms, activations, RoPE, the softmax and the embedding look-up (a gather) are not counted, in any of the conventions
+below.
 """
 
 import tomllib
@@ -27,11 +27,12 @@ Length = Annotated[int, Meta(ge=0, le=2**40)]  # in tokens
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """A stretch of the rotary frequencies, by default Llama 3.1's (llama-models `apply_scaling`).
+    """How the rotary frequencies are scaled for a longer context; by default as in Llama 3.1 (llama-models `apply_scaling`).
 
-    `linear` divides all of them by `factor`; `yarn` (arXiv 2309.00071) divides those of less than `beta_slow` turns in the
-    `original_context`, keeps those of more than `beta_fast`, and scales cosines and sines by `attention_factor`, by default
-    0.1 ln(factor) + 1; `dynamic` stretches only positions beyond the original context, and models of this package have none.
+    `linear` divides all frequencies by `factor`. `yarn` (arXiv 2309.00071) divides those that make less than `beta_slow` turns in
+    `original_context`, keeps those that make more than `beta_fast`, interpolates between, and scales cosines and sines by
+    `attention_factor`, by default 0.1 ln(factor) + 1. `dynamic` scales only for positions beyond the original context, which models
+    of this package never have, so it changes nothing. Raises TenfoldError for values out of range.
     """
 
     factor: Positive = 8.0
@@ -54,8 +55,8 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Counts of weights. `active` are those that take part in computing one token; `matrix` leaves out norms, biases and, unless
-    it is also the output head, the embedding table."""
+    """Numbers of weights. `active` are those that compute one token; `matrix_active` are the active ones without norms, biases and,
+    unless it is also the output head, the embedding table."""
 
     total: int
     active: int
@@ -65,15 +66,15 @@ class Parameters:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Shape of a Llama 3 or Llama 4 text model.
+    """The shape of a Llama 3 or Llama 4 text model. Raises TenfoldError for an impossible one.
 
-    A dense model has `n_experts = 0`. With experts, every `moe_every`-th layer routes each token to
-    `experts_per_token` of `n_experts` feed-forward blocks of width `expert_ffn_dim`, beside
-    `n_shared_experts` that every token passes through. Every `nope_every`-th layer sees the whole sequence and no
-    positions, the others `attention_chunk` tokens at a time; 0 turns each of these off. Past `temperature_floor`
-    positions (0: never) queries of the layers without positions grow by `temperature_scale` per e-fold. `attention_bias` and
-    `mlp_bias` add a vector to every product of attention and feed-forward. `vision` is the image encoder in front, which the
-    counts below leave out.
+    A dense model has `n_experts = 0`. With experts, every `moe_every`-th layer routes each token to `experts_per_token` of
+    `n_experts` feed-forward blocks of width `expert_ffn_dim`, beside `n_shared_experts` that every token passes through. Every
+    `nope_every`-th layer attends to the whole sequence without rotary positions (NoPE); the others attend within chunks of
+    `attention_chunk` tokens; 0 turns each of these off. In the NoPE layers, the query at position p is multiplied by
+    1 + `temperature_scale` ln(1 + floor((p + 1) / `temperature_floor`)), unless `temperature_floor` is 0. `attention_bias` and
+    `mlp_bias` add bias vectors to the projections of attention and feed-forward. `vision` is the image encoder, which the counts
+    below leave out.
     """
 
     name: str
@@ -143,20 +144,20 @@ class ModelSpec:
 
     @property
     def attention_weights(self) -> int:
-        """Weights of the four attention projections of one layer."""
+        """The number of weights in the four attention projections of one layer, without biases."""
         return self.dim * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
 
     def is_local(self, layer: int) -> bool:
-        """Whether `layer` (from 0) turns positions and attends within chunks, rather than globally without positions."""
+        """Whether `layer` (from 0) has rotary positions (and chunks, with `attention_chunk`); else it is a NoPE layer."""
         return not (self.nope_every and (layer + 1) % self.nope_every == 0)
 
     def has_experts(self, layer: int) -> bool:
-        """Whether the feed-forward of `layer` (from 0) is routed."""
+        """Whether the feed-forward of `layer` (from 0) has experts."""
         return bool(self.n_experts) and (layer + 1) % self.moe_every == 0
 
     @property
     def n_expert_layers(self) -> int:
-        """Layers whose feed-forward is routed: layer i (from 0) where (i + 1) % moe_every == 0."""
+        """The number of layers with experts: layer i (from 0) where (i + 1) % moe_every == 0."""
         return self.n_layers // self.moe_every if self.n_experts else 0
 
     def _expert_layer_weights(self, experts: int) -> int:
@@ -164,7 +165,7 @@ class ModelSpec:
         return swiglu * (experts + self.n_shared_experts) + self.dim * self.n_experts
 
     def parameters(self) -> Parameters:
-        """Exact counts, as the checkpoint holds them (tied weights once)."""
+        """Exact numbers of weights, as in a checkpoint (tied weights count once)."""
         embedding = self.vocab_size * self.dim
         dense_layers = self.n_layers - self.n_expert_layers
         shared = self.n_layers * self.attention_weights + dense_layers * 3 * self.dim * self.ffn_dim
@@ -193,44 +194,31 @@ class ModelSpec:
         return (whole * span * (span + 1) / 2 + rest * (rest + 1) / 2) / seq_len
 
     def attention_flops_per_token(self, seq_len: int, causal: bool = True) -> float:
-        """Forward FLOPs per token of the two attention products (scores and values)."""
+        """Forward FLOPs per token of the two matrix products in attention (scores, and scores times values)."""
         keys = sum(self.attended(seq_len, layer, causal) for layer in range(self.n_layers))
         return 4.0 * self.n_heads * self.head_dim * keys
 
     def forward_flops_per_token(self, seq_len: int, convention: Convention = "exact") -> float:
         """Forward FLOPs per token at sequence length `seq_len`.
 
-        - `exact`: every matrix product incl. the output head, causal attention halved. Used by Tenfold,
-          MaxText, and the Llama 3 paper's model FLOPs.
-        - `full_attention`: the same with the whole square of scores (PaLM appendix B, Megatron-LM,
-          torchtitan, nanochat).
-        - `6n`: two per parameter of the whole model, no attention (Kaplan, Chinchilla's C = 6ND, model cards).
+        - `exact`: every matrix product including the output head; of the attention scores only those below the causal mask.
+          Used by Tenfold, MaxText, and the Llama 3 paper's model FLOPs.
+        - `full_attention`: the same with the whole square of attention scores (PaLM appendix B, Megatron-LM, torchtitan,
+          nanochat).
+        - `6n`: two FLOPs per active parameter, embedding included, and no attention (Chinchilla's C = 6ND, model cards).
         """
         if convention == "6n":
             return 2.0 * self.parameters().active
         return 2.0 * self.parameters().matrix_active + self.attention_flops_per_token(seq_len, causal=convention == "exact")
 
     def train_flops_per_token(self, seq_len: int, convention: Convention = "exact") -> float:
-        """Training FLOPs per token: three forward passes' worth (one forward, two backward)."""
+        """Training FLOPs per token: three times the forward pass (one forward, two backward)."""
         return 3.0 * self.forward_flops_per_token(seq_len, convention)
-
-    def kv_bytes_per_token(self, bytes_per_value: float = 2.0) -> float:
-        """Bytes of keys and values that one token adds to the cache over all layers."""
-        return 2.0 * self.n_layers * self.n_kv_heads * self.head_dim * bytes_per_value
-
-    def kv_cache_bytes(self, seq_len: int, bytes_per_value: float = 2.0) -> float:
-        """Bytes of cache of one sequence; layers that attend within chunks keep one chunk."""
-        per_layer = 2.0 * self.n_kv_heads * self.head_dim * bytes_per_value
-        kept = 0
-        for layer in range(self.n_layers):
-            local = self.attention_chunk and self.is_local(layer)
-            kept += min(seq_len, self.attention_chunk) if local else seq_len
-        return per_layer * kept
 
 
 @cache
 def published_models() -> dict[str, ModelSpec]:
-    """Published shapes by name, from `spec/data/models.toml` (each with its source there)."""
+    """The published shapes by name, from `spec/data/models.toml`, which also names the source of each."""
     text = resources.files("tenfold.spec").joinpath("data/models.toml").read_text()
     models = {}
     for name, fields in tomllib.loads(text).items():
@@ -241,7 +229,7 @@ def published_models() -> dict[str, ModelSpec]:
 
 
 def published_model(name: str) -> ModelSpec:
-    """One published shape. Raises TenfoldError with the nearest name where it is unknown."""
+    """The published shape of a name, in upper or lower case. Raises TenfoldError, with the nearest name, if it is unknown."""
     models = published_models()
     if name.lower() not in models:
         raise TenfoldError(f"There is no published model {name!r}{nearest(name, models)}.")
@@ -249,5 +237,5 @@ def published_model(name: str) -> ModelSpec:
 
 
 def with_depth(spec: ModelSpec, n_layers: int) -> ModelSpec:
-    """The same widths at another depth."""
+    """The same shape with another number of layers."""
     return replace(spec, n_layers=n_layers)

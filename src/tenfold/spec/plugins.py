@@ -1,7 +1,7 @@
-"""Plugins: what a package adds to Tenfold by Python's entry points, under the groups `tenfold.GROUP`.
+"""Plugins: what other packages add to Tenfold by Python entry points in the groups `tenfold.GROUP`.
 
-The built-in families, tasks, backends, launchers, policies, commands, routes and accelerators come in by the same door
-(`pyproject.toml`), so that a package of one's own can stand beside them, or take the place of one of the same name.
+The built-in families, tasks, backends, launchers, policies, commands, routes and accelerators are registered in the same way (in
+`pyproject.toml`), so another package can add to them, or replace one by using its name.
 """
 
 from functools import cache
@@ -15,14 +15,14 @@ GROUPS = ("families", "tasks", "backends", "launchers", "policies", "commands", 
 
 @cache
 def plugins(group: str) -> dict[str, EntryPoint]:
-    """The entry points of `group`, one of `GROUPS`, by name. Another package's takes the place of a built-in one of its name."""
+    """The entry points of `group`, one of `GROUPS`, by name. One of another package replaces a built-in one with the same name."""
     found = sorted(entry_points(group=f"tenfold.{group}"), key=lambda e: e.dist is None or e.dist.name != "tenfold")
     return {point.name: point for point in found}
 
 
 @cache
 def load(group: str, name: str) -> Any:
-    """What the entry point `name` of `group` refers to. Raises TenfoldError where there is none, or where it does not load."""
+    """The object that the entry point `name` of `group` refers to. Raises TenfoldError if there is none, or if its import fails."""
     known = plugins(group)
     kind = {"families": "family", "policies": "policy"}.get(group, group.removesuffix("s"))
     if name not in known:

@@ -1,4 +1,4 @@
-"""What values settings take. A range stands beside its field, in `msgspec.Meta`; the check and its words come from there."""
+"""The ranges of settings. A field's range is declared in its annotation by `msgspec.Meta`; checks and messages are made from it."""
 
 import dataclasses
 import math
@@ -33,14 +33,14 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Text = Annotated[str, Meta(min_length=1)]
 
 T = TypeVar("T")
-LARGEST = 2**63 - 1  # what 64 bits hold
+LARGEST = 2**63 - 1  # the largest signed 64-bit integer
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path", list: "a list"}
 NAMES |= {tuple: "a list", dict: "a table", date: "a date such as 2027-03-31"}
 
 
 def require(value: Any, kind: Any, name: str) -> None:
-    """Raises TenfoldError that calls the value `name` where it is not of the type and range `kind`."""
+    """Raises TenfoldError, in which the value is called `name`, if it does not fit the type and range `kind`."""
     try:
         msgspec.convert(value, kind)
         fits = unusable(value) is None
@@ -51,7 +51,7 @@ def require(value: Any, kind: Any, name: str) -> None:
 
 
 def require_fields(table: Any, where: str) -> None:
-    """`require` for every field of a dataclass; fields that are tables themselves have checked their own."""
+    """`require` for every field of a dataclass, except nested ones, which check their own. `where` begins the message."""
     made_of: Any = type(table)
     for name, kind in hints_of(made_of).items():
         value = getattr(table, name)
@@ -60,7 +60,7 @@ def require_fields(table: Any, where: str) -> None:
 
 
 def require_keys(fields: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raises TenfoldError for the first key that is not known, with the nearest that is."""
+    """Raises TenfoldError for the first unknown key, with the nearest known one. `where` begins the message."""
     known = list(known)
     for key in fields:
         if key not in known:
@@ -68,7 +68,7 @@ def require_keys(fields: Iterable[str], known: Iterable[str], where: str) -> Non
 
 
 def convert(fields: Any, table: type[T], where: str) -> T:
-    """`fields` as a `table`. Raises TenfoldError that says `where` and names the key, its range and the wrong value."""
+    """Convert `fields` to a `table`. Raises TenfoldError with `where`, the key, its range and the wrong value."""
     try:
         made = msgspec.convert(fields, table)
     except msgspec.ValidationError as error:
@@ -76,12 +76,12 @@ def convert(fields: Any, table: type[T], where: str) -> T:
         sentence = _must_be(fields, table, at[1]) if at and "missing" not in str(error) and "unknown" not in str(error) else ""
         raise TenfoldError(f"{where}: {sentence or str(error).replace('`$.', '`')}.") from None
     if (path := unusable(fields)) is not None:
-        raise TenfoldError(f"{where}: {_must_be(fields, table, path) or f'{path} is no value that can be used'}.")
+        raise TenfoldError(f"{where}: {_must_be(fields, table, path) or f'{path} has a value that cannot be used'}.")
     return made
 
 
 def _must_be(fields: Any, table: Any, path: str) -> str:
-    """A sentence on the value at `path`: `warmup in the table [optimizer] must be a number >= 0 and <= 1, not 2.0`."""
+    """What is wrong with the value at `path`: `warmup in the table [optimizer] must be a number >= 0 and <= 1, not 2.0`."""
     value, kind = fields, table
     for key, index in re.findall(r"(\w+)|\[(\d+)\]", path):
         owners = [one for one in alternatives(kind) if (is_table(one) if key else get_origin(one) in (list, tuple))]
@@ -95,7 +95,7 @@ def _must_be(fields: Any, table: Any, path: str) -> str:
 
 
 def unusable(value: Any, path: str = "") -> str | None:
-    """The path of the first infinity, NaN, whole number beyond 64 bits, or text with a zero byte within `value`."""
+    """The path of the first infinity, NaN, integer beyond 64 bits, or text with a zero byte in `value`; None if there is none."""
     if isinstance(value, dict):
         return _first(unusable(part, f"{path}.{key}".lstrip(".")) for key, part in value.items())
     if isinstance(value, list | tuple):
@@ -110,13 +110,13 @@ def _first(found: Iterable[str | None]) -> str | None:
 
 
 def as_key(dotted: str) -> str:
-    """`optimizer.warmup` as a person reads a run file: `warmup in the table [optimizer]`."""
+    """A dotted key in words: `optimizer.warmup` becomes `warmup in the table [optimizer]`."""
     table, _, key = dotted.rpartition(".")
     return f"{key} in the table [{table}]" if table else key
 
 
 def words(kind: Any) -> str:
-    """The values of a type: `a number > 0 and <= 1`, `muon or adamw`."""
+    """The values of a type in words: `a number > 0 and <= 1`, `muon or adamw`."""
     if get_origin(kind) is Annotated:
         base, bounds = words(get_args(kind)[0]), _bounds(kind.__metadata__)
         base = next((m.extra["words"] for m in kind.__metadata__ if m.extra and "words" in m.extra), base)
@@ -139,12 +139,12 @@ def _number(value: float) -> str:
 
 
 def choices(kind: Any) -> list[str]:
-    """The words that a type takes."""
+    """The values of the `Literal`s in a type, as text."""
     return [str(choice) for one in alternatives(kind) if get_origin(one) is Literal for choice in get_args(one)]
 
 
 def alternatives(kind: Any) -> list[Any]:
-    """The types of a union, without None."""
+    """The member types of a union, without None; for any other type a list of this type alone."""
     if get_origin(kind) is Annotated:
         return alternatives(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -153,15 +153,17 @@ def alternatives(kind: Any) -> list[Any]:
 
 
 def is_table(kind: Any) -> bool:
+    """Whether a type is a msgspec struct or a dataclass."""
     return isinstance(kind, type) and (issubclass(kind, msgspec.Struct) or dataclasses.is_dataclass(kind))
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence: at most some sixty characters of it."""
+    """A value as shown in a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 @cache
 def hints_of(table: type) -> dict[str, Any]:
+    """The annotations of a class by field, with their metadata."""
     return get_type_hints(table, include_extras=True)

@@ -1,4 +1,4 @@
-"""The one dial: from compute to a model and its tokens. Trainer, ladder and planner take their shapes from here."""
+"""From a compute in FLOPs to a model's shape and its training tokens. Trainer, ladder and planner all use these functions."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,22 +10,22 @@ from tenfold.spec.model import ModelSpec
 from tenfold.spec.plugins import load
 from tenfold.spec.units import si
 
-LARGEST_HEAD = 128
-HEAD_DIMS = ((128, 16), (512, 32), (2048, 64), (math.inf, LARGEST_HEAD))  # (widest model, dimensions of its heads, nearly)
+LARGEST_HEAD = 128  # dimensions of an attention head
+HEAD_DIMS = ((128, 16), (512, 32), (2048, 64), (math.inf, LARGEST_HEAD))  # (up to this width, about this many dimensions)
 WIDTH_PER_LAYER = 40
 FFN_PER_WIDTH = 8 / 3
-LADDER_WIDTH = 512  # up to here depth and feed-forward are in proportion to width
-# (width, layers, feed-forward) of Llama 3's 1B, 8B, 70B and 405B; between them shapes are interpolated in logarithms.
+LADDER_WIDTH = 512  # up to here, depth and feed-forward width are proportional to width
+# (width, layers, feed-forward width) of Llama 3's 1B, 8B, 70B and 405B; in between they are interpolated in logarithms.
 PUBLISHED = ((2048, 16, 8192), (4096, 32, 14336), (8192, 80, 28672), (16384, 126, 53248))
-KV_HEADS = 8  # of these
+KV_HEADS = 8  # of these published models
 TOKENS_PER_PARAMETER = 20.0
 
 
 @dataclass(frozen=True)
 class Experts:
-    """`n` routed experts in every `every`-th layer, `per_token` of which a token passes, beside `shared` ones.
+    """`n` routed experts in every `every`-th layer, of which each token uses `per_token`, beside `shared` experts for all tokens.
 
-    The experts of a token together are as wide as a dense feed-forward, so that its compute stays what it was.
+    The experts that a token uses are together as wide as the dense feed-forward, so that the FLOPs per token stay the same.
     """
 
     n: int = 16
@@ -35,7 +35,7 @@ class Experts:
 
 
 class Shape(NamedTuple):
-    """A model and its tokens, and in sentences why these."""
+    """A model, its training tokens and FLOPs, and sentences that give the reasons."""
 
     spec: ModelSpec
     tokens: int
@@ -46,8 +46,9 @@ class Shape(NamedTuple):
 def llama_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = False) -> ModelSpec:
     """The Llama-3-shaped model of a width.
 
-    Up to `LADDER_WIDTH`, depth is width / `WIDTH_PER_LAYER` (at least 2); from there on depth and feed-forward go through
-    the published models (past them depth is a multiple of 16), and from the first of them on there are 8 key-value heads.
+    Up to `LADDER_WIDTH`, depth is width / `WIDTH_PER_LAYER` (at least 2). Beyond it, depth and feed-forward width are interpolated
+    between the published models; beyond those, depth is a multiple of 16. From the first published model on there are `KV_HEADS`
+    key-value heads. Raises TenfoldError for a width that no number of heads divides.
     """
     n_heads = _heads(width)
     return ModelSpec(
@@ -85,8 +86,8 @@ def llama4_shape(width: int, vocab_size: int, context: int = 2048, tied: bool = 
 
 
 def _heads(width: int) -> int:
-    """Heads of nearly `HEAD_DIMS` and of an even size; past the first published model as few as `KV_HEADS` divide, of at most
-    128 dimensions."""
+    """The number of attention heads, each of an even number of dimensions, about those of `HEAD_DIMS`. Beyond the first published
+    model: the smallest multiple of `KV_HEADS` whose heads have at most `LARGEST_HEAD` dimensions."""
     if width > PUBLISHED[0][0]:
         counts = range(KV_HEADS * math.ceil(width / KV_HEADS / LARGEST_HEAD), width, KV_HEADS)
         if n_heads := next((n for n in counts if width % (2 * n) == 0), 0):
@@ -102,7 +103,7 @@ def _layers(width: int) -> int:
     if width <= LADDER_WIDTH:
         return max(2, round(width / WIDTH_PER_LAYER))
     points = [(LADDER_WIDTH, LADDER_WIDTH / WIDTH_PER_LAYER), *((w, n) for w, n, _ in PUBLISHED)]
-    even = 16 if width > PUBLISHED[-1][0] else 2  # a depth that pipelines divide evenly: the deepest stage sets the pace
+    even = 16 if width > PUBLISHED[-1][0] else 2  # so that pipelines divide it evenly: the deepest stage sets the pace
     return even * round(between(points, width) / even)
 
 
@@ -113,20 +114,20 @@ def _ffn(width: int) -> float:
 
 
 def _multiple(value: float, width: int, of_published: int = 1024) -> int:
-    """`value` to the nearest multiple that suits a model of `width`."""
+    """`value` rounded to a multiple of 8, 64 or `of_published`, depending on the width of the model."""
     step = 8 if width <= LADDER_WIDTH else 64 if width < PUBLISHED[0][0] else of_published
     return max(1, round(value / step)) * step
 
 
 def shape_of(family: str, width: int, vocab_size: int, experts: Experts | None = None) -> ModelSpec:
-    """The model of a family and width. Raises TenfoldError where there is no such family or width."""
+    """The model of a family and width; with `experts`, a Llama 4 one. Raises TenfoldError for an unknown family or width."""
     if experts is not None:
         return llama4_shape(width, vocab_size, experts=experts)
     return load("families", family).shape(width, vocab_size)
 
 
 def widths() -> list[int]:
-    """The widths of the dial, from 24 to 65,536: a sixteenth to a quarter apart, an eighth at most past 2,048."""
+    """The widths to choose from, 24 to 65,536, each 7 to 33 % above the one before; from 2,048 on by 13 % at most."""
     found = list(range(24, 49, 8))
     for first, end, step in ((64, 129, 16), (160, 257, 32), (320, 513, 64), (640, 1025, 128), (1280, 4097, 256), (4608, 8193, 512)):
         found += range(first, end, step)
@@ -134,7 +135,7 @@ def widths() -> list[int]:
 
 
 def shape_for_params(params: float, vocab_size: int, family: str = "llama3", experts: Experts | None = None) -> ModelSpec:
-    """The model whose (active) matrix parameters lie nearest to `params`, in the logarithm."""
+    """The model whose active matrix parameters (`Parameters.matrix_active`) are nearest to `params`, by ratio."""
     return min(_models(vocab_size, family, experts), key=lambda spec: abs(math.log(spec.parameters().matrix_active / params)))
 
 
@@ -145,10 +146,10 @@ def _models(vocab_size: int, family: str, experts: Experts | None) -> list[Model
 def shape_for_flops(
     flops: float, vocab_size: int, seq_len: int, *, family: str = "llama3", experts: Experts | None = None, law: str | None = None
 ) -> Shape:
-    """The model and tokens of a compute, which counts every matrix product (`ModelSpec.train_flops_per_token`).
+    """The model and the tokens for a compute of `flops`, as `ModelSpec.train_flops_per_token` counts them.
 
-    By `law` (a published one's name, or a law.json) where there is one; otherwise by 20 tokens per parameter, and past
-    about 2e21 FLOPs by Llama 3's law, which then asks for more.
+    `law` is the name of a published law or the path of a law.json. Without one: 20 tokens per parameter, or as many as Llama 3's
+    law asks for if that is more, which it is from about 2e21 FLOPs on. Raises TenfoldError for an unknown law.
     """
     if law is not None:
         best = optimum(flops, law)

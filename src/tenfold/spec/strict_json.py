@@ -1,4 +1,4 @@
-"""JSON as its standard has it: it knows no NaN and no infinity, so a number that is not finite is null."""
+"""JSON as its standard defines it, without NaN and infinity: such numbers are written as null."""
 
 import json
 import math
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON; what JSON has no form for, such as a path, is written as text."""
+    """`value` as JSON text; objects that JSON does not know, such as paths, are written as strings."""
     return json.dumps(finite(value), indent=indent, default=str, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """`value` with None in place of every number within it that is not finite."""
+    """`value` with None in place of every number in it that is not finite; tuples become lists."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Where an answer ends in a chat template: read from its text, which is not run, since a stranger wrote it."""
+"""Find the text that ends an answer in a chat template. The template is only parsed and never run, since it may be untrusted."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,13 @@ from jinja2 import nodes
 from jinja2.ext import loopcontrols
 
 _OTHERS = {"user", "system", "tool", "ipython"}
-_CONTENT = None  # what stands for the content of a message among the pieces of a template
+_CONTENT = None  # stands for a message's content among the pieces of a template
 
 
 def ends_of_answers(template: str) -> list[str]:
-    """The constant texts that a template can write right after what an assistant said, as the last of a message.
+    """The constant texts that a template can write directly after an assistant's content, as the end of the message.
 
-    `eos_token` and the like are not among them; a template that is not valid has none.
+    Variables such as `eos_token` are not among them. An invalid template gives an empty list.
     """
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     try:
@@ -37,13 +37,14 @@ def _after_content(body: list[nodes.Node], rest: list[nodes.Node]) -> Iterator[s
                 yield from _after_content(node.body, after)
             yield from _after_content([*node.elif_, *node.else_], after)
         elif isinstance(node, nodes.For):
-            yield from _after_content(node.body, [])  # one turn of a loop writes one message
+            yield from _after_content(node.body, [])  # each iteration of a loop writes one message
 
 
 def _last(pieces: list[str | None], after: list[nodes.Node], beyond: list[nodes.Node]) -> Iterator[str]:
-    """The first text of pieces, or else of the nodes `after` them, where nothing but spaces need follow it, `beyond` these too.
+    """The first constant text in `pieces`, or in the nodes `after` them, if all that follows it, in the nodes `beyond` too, can be
+    empty or white space.
 
-    Each node is looked at once, not once for each way through the branches before it.
+    Each node is visited once, and not once for each path through the branches before it.
     """
     for at, piece in enumerate(pieces):
         if piece is _CONTENT or (piece.strip() and not _can_be_silent(pieces[at + 1 :], after + beyond)):
@@ -63,7 +64,7 @@ def _last(pieces: list[str | None], after: list[nodes.Node], beyond: list[nodes.
 
 
 def _can_be_silent(pieces: list[str | None], after: list[nodes.Node]) -> bool:
-    """Whether some choice of branches lets the pieces, and what comes after them, write nothing but spaces."""
+    """Whether some choice of branches lets the pieces and the nodes `after` them write only white space."""
     if any(piece is _CONTENT or piece.strip() for piece in pieces):
         return False
     for node in after:
@@ -78,7 +79,7 @@ def _can_be_silent(pieces: list[str | None], after: list[nodes.Node]) -> bool:
 
 
 def _pieces(node: nodes.Node) -> Iterator[str | None]:
-    """The parts of an output: constant text, the content of a message, and a name that no token has for everything else."""
+    """The parts of an output: constant texts, `_CONTENT` for a message's content, and `{{ }}` for everything else."""
     if isinstance(node, nodes.Output | nodes.Add | nodes.Concat):
         for child in node.iter_child_nodes():
             yield from _pieces(child)

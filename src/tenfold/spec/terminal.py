@@ -1,4 +1,4 @@
-"""What commands print with rich: texts as they are, whole lines where no person reads, tables that keep their figures."""
+"""What commands print with rich: text without markup, lines that are not wrapped in pipes and files, and tables of figures."""
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -7,12 +7,12 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-UNWRAPPED = 10_000  # columns of a pipe or a file
-LEAST_WORDS = 12  # columns that are left to the words at a table's end
+UNWRAPPED = 10_000  # columns of a pipe or a file: lines are not wrapped there
+LEAST_WORDS = 12  # the fewest columns for the text in a table's last column
 
 
 def console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """The console that commands print to. Text is never read as markup; only a terminal gets wrapped lines and colours."""
+    """The console that commands print to. Text is never read as markup; lines are wrapped and coloured only in a terminal."""
     found = Console(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
     if not found.is_terminal:
         found.width = UNWRAPPED
@@ -20,9 +20,9 @@ def console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def progress(*columns: ProgressColumn, field: str, quiet: bool = False) -> Progress:
-    """A bar on standard error with its task's description, `field` and `columns`; nothing without a terminal.
+    """A progress bar on standard error with its task's description, its field `field` and `columns`; only shown in a terminal.
 
-    A narrow terminal shows no bar, so that the figures have room.
+    A terminal of less than 80 columns shows no bar, so that the figures have room.
     """
     where = console(stderr=True)
     words = TextColumn(f"{{task.fields[{field}]}}", markup=False, table_column=Column(overflow="fold"))
@@ -33,7 +33,7 @@ def progress(*columns: ProgressColumn, field: str, quiet: bool = False) -> Progr
 
 
 class Figures(Table):
-    """A table of texts, the last column of which may be folded. Where a terminal is too narrow, each row is a line of its own."""
+    """A table of which only the last column may be wrapped. If the terminal is too narrow, each row is printed as a line."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         *figures, words = self.columns

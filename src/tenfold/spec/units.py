@@ -1,4 +1,4 @@
-"""Quantities as people write them. Internally everything is a float in the unit that its name carries."""
+"""Quantities as people write them: `70B`, `24:00:00`, `1.23 GB`. In the code, a quantity's unit is in its name."""
 
 import re
 
@@ -8,9 +8,9 @@ _SI = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12, "p": 1e15, "e
 
 
 def parse_quantity(text: str, what: str = "value") -> float:
-    """`"1e15"`, `"3.8e26"`, `"70B"`, `"1.5T"` or `"300k"` as a positive float.
+    """Parse `"1e15"`, `"3.8e26"`, `"70B"`, `"1.5T"` or `"300k"` as a positive float.
 
-    Raises TenfoldError where the text is no positive number.
+    Raises TenfoldError, in which the value is called `what`, for any other text.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmbgtpezy]?)\s*", text.replace("_", "").lower())
     number = float(match[1]) * _SI[match[2]] if match else 0.0
@@ -20,10 +20,10 @@ def parse_quantity(text: str, what: str = "value") -> float:
 
 
 def parse_clock(text: str) -> int:
-    """`"24:00:00"` or, with days, `"2-12:30:00"` in seconds. Raises TenfoldError where the text is no such time."""
+    """Parse a time as in Slurm, `"24:00:00"` or, with days, `"2-12:30:00"`, into seconds. Raises TenfoldError for other text."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):(\d\d):(\d\d)", text)
     if match is None:
-        raise TenfoldError(f"The time limit {text!r} is not one: write hours:minutes:seconds, such as 24:00:00.")
+        raise TenfoldError(f"The time limit {text!r} is not valid: write hours:minutes:seconds, such as 24:00:00.")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((24 * days + hours) * 60 + minutes) * 60 + seconds
 
@@ -37,7 +37,7 @@ def si(value: float, unit: str = "", digits: int = 3) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: `"48 s"`, `"3 min 20 s"`, `"5 h 12 min"`, `"3 d 4 h"`."""
+    """Seconds in units that are easy to read: `"48 s"`, `"3 min 20 s"`, `"5 h 12 min"`, `"3 d 4 h"`."""
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     minutes, s = divmod(round(seconds), 60)

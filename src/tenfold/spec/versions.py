@@ -1,4 +1,4 @@
-"""Versions of the files that Tenfold writes and reads again. A file that says none is of version 1."""
+"""Versions of the files that Tenfold writes and reads. A file without a version has version 1."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from tenfold.spec.errors import TenfoldError
 
 
 def require_version(found: Any, known: tuple[int, ...], where: Path | str, instead: str) -> None:
-    """Raises TenfoldError where `found` is not among the versions that are read; of an older one it says what to do `instead`."""
+    """Raises TenfoldError if the version `found` is not in `known`. For an older one, `instead` says what to do."""
     if found in known:
         return
     read = " and ".join(map(str, known))
@@ -18,7 +18,7 @@ def require_version(found: Any, known: tuple[int, ...], where: Path | str, inste
 
 
 def read_document(path: Path, version: int, instead: str) -> dict[str, Any]:
-    """The JSON object in a file of this version. Raises TenfoldError where it is missing, damaged, or of another version."""
+    """The JSON object in a file of this version. Raises TenfoldError if it is missing, damaged, or of another version."""
     try:
         document = json.loads(path.read_text())
         found = document.get("version", 1)

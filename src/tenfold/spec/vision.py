@@ -15,11 +15,11 @@ IMAGE_TOKENS = ("<|image_start|>", "<|image_end|>", "<|image|>", PATCH, "<|tile_
 
 @dataclass(frozen=True)
 class VisionSpec:
-    """A transformer over the patches of one square tile, whose neighbouring outputs are then joined.
+    """The shape of a transformer over the patches of one square tile, whose outputs are merged into tokens of the text model.
 
-    Defaults are Scout's and Maverick's (llama-models `models/llama4/vision`). `shuffle` x `shuffle` neighbours become
-    one token of the text model; `adapter_dim` is the width between. `patch_token` is the id of `<|patch|>`, the place
-    of one such token in the text.
+    The defaults are those of Llama 4 Scout and Maverick (llama-models `models/llama4/vision`). Each square of `shuffle` x `shuffle`
+    patches becomes one token of the text model (pixel shuffle), through an adapter MLP of width `adapter_dim`. `patch_token` is
+    the id of `<|patch|>`, the placeholder of such a token in the text. Raises TenfoldError for an impossible shape.
     """
 
     image_size: Size = 336
@@ -36,7 +36,7 @@ class VisionSpec:
         require_fields(self, "The image encoder")
         if self.image_size % (self.patch_size * self.shuffle):
             raise TenfoldError(
-                f"An image of {self.image_size} pixels must be a multiple of patch_size x shuffle = "
+                f"The image encoder's image_size {self.image_size} must be a multiple of patch_size x shuffle = "
                 f"{self.patch_size * self.shuffle}."
             )
         if self.dim % (4 * self.n_heads):
@@ -44,7 +44,7 @@ class VisionSpec:
 
     @property
     def grid(self) -> int:
-        """Patches along one side of a tile."""
+        """The number of patches along one side of a tile."""
         return self.image_size // self.patch_size
 
     @property
@@ -53,7 +53,7 @@ class VisionSpec:
 
     @property
     def mlp_dim(self) -> int:
-        """Hidden width of the MLPs: also that of joined neighbours, which Hugging Face's config takes for granted."""
+        """The hidden width of the MLPs. It equals the width of merged patches, as Hugging Face's configuration assumes."""
         return self.dim * self.shuffle**2
 
     @property
@@ -61,7 +61,7 @@ class VisionSpec:
         return (self.grid // self.shuffle) ** 2
 
     def parameters(self, text_dim: int) -> int:
-        """All weights of encoder, adapter and projection to a text model of width `text_dim`."""
+        """The number of weights of encoder, adapter and projection to a text model of width `text_dim`."""
         patch = 3 * self.patch_size**2 * self.dim
         places = (self.grid**2 + 2) * self.dim
         block = 4 * self.dim * (self.dim + 1) + 2 * self.dim * self.mlp_dim + self.mlp_dim + self.dim + 4 * self.dim
@@ -77,7 +77,7 @@ class VisionSpec:
 
 
 def small_vision(text_dim: int, n_layers: int) -> VisionSpec:
-    """The encoder of a small text model: as wide and as deep as it, 16 tokens for a tile of 64 pixels."""
+    """An encoder for a small text model: as wide and as deep as that, with 16 tokens for a tile of 64 x 64 pixels."""
     heads = max(1, text_dim // 32)
     dim = round(text_dim / (4 * heads)) * 4 * heads
     return VisionSpec(image_size=64, patch_size=8, dim=dim, n_layers=n_layers, n_heads=heads, adapter_dim=2 * dim)

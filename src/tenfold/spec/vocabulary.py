@@ -1,4 +1,4 @@
-"""What a model's tokens mean beside text: those that begin, end and fill a sequence, and how a chat is written."""
+"""A model's special tokens, such as those that begin, end and pad a sequence, and its chat template."""
 
 import msgspec
 
@@ -14,15 +14,16 @@ LLAMA4_SPLIT = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Names that published tokenizers give to the token that ends a text, where another token ends a turn in a chat.
+# The end-of-text token in published tokenizers whose eos token may be another one, which ends a turn of a chat.
 _TEXT_ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>")
 
 
 class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
-    """The special tokens of a tokenizer of `size` ids. It travels with the corpus, the model, its exports and its server.
+    """The special tokens and the chat template of a tokenizer with `size` ids. Corpora, models and exports store it.
 
-    `eos` are the ids that end generation: the tokenizer's own first, then others, such as the one that ends a turn of a chat.
-    With `add_bos` every text begins with `bos`. A model may have more ids than its tokenizer (a padded table), never fewer.
+    `eos` are the ids that end generation: the tokenizer's eos token first, then others, such as the one that ends a turn of a chat.
+    With `add_bos`, every text begins with `bos`. `special` maps names of special tokens to ids. A model's embedding may have more
+    rows than the tokenizer has ids (padding), never fewer.
     """
 
     size: int
@@ -35,14 +36,14 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def begin(self) -> tuple[int, ...]:
-        """The tokens before every text."""
+        """The tokens that begin every text: `bos` if `add_bos` is set, else none."""
         return (self.bos,) if self.add_bos and self.bos is not None else ()
 
     @property
     def document_end(self) -> int:
-        """The token that ends a document in training text: an end of text, else the tokenizer's own end.
+        """The token that ends a document in training text: an end-of-text token, else the tokenizer's eos token.
 
-        Raises TenfoldError where there is none.
+        Raises TenfoldError if there is none.
         """
         found = self._ends
         if not found:
@@ -62,24 +63,24 @@ class Vocabulary(msgspec.Struct, frozen=True, kw_only=True):
         return [self.special[name] for name in _TEXT_ENDS if name in self.special] + list(self.eos)
 
     def name(self, token: int | None) -> str | None:
-        """The text of a special token."""
+        """The name of a special token, such as `<|end_of_text|>`; None if it has none."""
         return next((name for name, number in self.special.items() if number == token), None)
 
     @property
     def names(self) -> dict[str, str]:
-        """`bos_token`, `eos_token` and `pad_token` by name, as `tokenizer_config.json` and chat templates have them."""
+        """`bos_token`, `eos_token` and `pad_token` as texts, as in `tokenizer_config.json` and in chat templates."""
         ids = {"bos_token": self.bos, "eos_token": self.eos[0] if self.eos else None, "pad_token": self.pad}
         return {key: name for key, token in ids.items() if (name := self.name(token)) is not None}
 
     @property
     def ids(self) -> dict[str, int | list[int] | None]:
-        """`bos_token_id`, `eos_token_id` and `pad_token_id`, as `config.json` and `generation_config.json` have them."""
+        """`bos_token_id`, `eos_token_id` and `pad_token_id`, as in `config.json` and `generation_config.json`."""
         eos = self.eos[0] if len(self.eos) == 1 else list(self.eos) or None
         return {"bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad}
 
 
 def byte_characters() -> dict[str, int]:
-    """The byte that byte-level BPE writes as each printable character (GPT-2, `encoder.py`)."""
+    """The byte that each character stands for in a byte-level BPE vocabulary (GPT-2, `encoder.py`, `bytes_to_unicode`)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Answers for DPO and KTO packed into rows without padding: pairs for one prompt, and rated answers with a mismatched one each."""
+"""Answers for DPO and KTO, packed into rows: pairs of answers to one prompt, and rated answers with a mismatched answer each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,11 @@ from tenfold.spec.errors import TenfoldError
 
 @dataclass(frozen=True)
 class PackedAnswers:
-    """Rows of examples. `members` [rows, most] has the numbers of the examples in each row, in their order; -1 fills it up.
+    """Rows of examples. `members` int64 [rows, most] has the numbers of the examples in each row, in order, padded with -1.
 
-    Example i has `lengths[i]` learned tokens in its two answers, and is `good` or not. Both answers of a pair stand in `rows`,
-    the chosen one first. For rated answers, the second answer of each example is in `mismatched` instead.
+    Example i has `lengths[i]` (int [2]) target tokens in its two answers, and is `good[i]` or not. For pairs, `rows` holds both
+    answers, the chosen one first. For rated answers (KTO), `mismatched` holds the second answer of each example. `cut` is the
+    number of examples that lost their end, `left_out` of those that do not fit at all.
     """
 
     rows: Batch
@@ -38,7 +39,7 @@ class PackedAnswers:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all rows, and of which answers are good."""
+        """A hash of all rows and of `good`."""
         other = () if self.mismatched is None else (self.mismatched,)
         return sha256((rows_hash(self.rows, *other) + str(self.good.tolist())).encode()).hexdigest()[:16]
 
@@ -49,10 +50,10 @@ class PackedAnswers:
 
 
 def pack_pairs(pairs: Sequence[Preference], encoder: ChatEncoder, seq_len: int) -> PackedAnswers:
-    """Both answers of a pair, each after its prompt, stand in one row of `seq_len` tokens.
+    """Pack pairs so that both answers of a pair, each after its prompt, are in the same row of `seq_len` tokens.
 
-    Where the two are too long together, an answer longer than half a row loses its end. A pair is left out if one answer has no
-    token left, or if the kept parts of both are equal. Raises TenfoldError where no pair is left.
+    If the two are too long together, each that is longer than half a row loses its end. A pair is left out if an answer has no
+    token left, or if what is left of both is the same. Raises TenfoldError if no pair is left.
     """
     found: list[tuple[Piece, Piece]] = []
     cut = 0
@@ -73,14 +74,15 @@ def pack_pairs(pairs: Sequence[Preference], encoder: ChatEncoder, seq_len: int) 
 
 
 def pack_rated(answers: Sequence[RatedAnswer], encoder: ChatEncoder, seq_len: int) -> PackedAnswers:
-    """Each rated answer after its prompt, and in `mismatched` the answer of the example before it after the same prompt.
+    """Pack rated answers, each after its prompt; `mismatched` has the answer of the preceding example after the same prompt.
 
-    Raises TenfoldError for fewer than two.
+    KTO estimates its KL reference point from the mismatched answers (arXiv 2402.01306). Raises TenfoldError for fewer than two
+    examples.
     """
     encoded = [encoder.encode(answer.chat, last_alone=True) for answer in answers]
     kept = [i for i, chat in enumerate(encoded) if learns(piece(chat, seq_len))]
     if len(kept) < 2:
-        raise TenfoldError(f"KTO compares an answer with another prompt's: give at least two that fit {seq_len} tokens.")
+        raise TenfoldError(f"KTO pairs each prompt with another one's answer: give at least two answers that fit {seq_len} tokens.")
     before = [kept[-1], *kept[:-1]]
     crossed = [_crossed(encoded[i], encoded[j]) for i, j in zip(kept, before, strict=True)]
     pieces = [(piece(encoded[i], seq_len), piece(other, seq_len)) for i, other in zip(kept, crossed, strict=True)]
@@ -92,7 +94,7 @@ def pack_rated(answers: Sequence[RatedAnswer], encoder: ChatEncoder, seq_len: in
 
 
 def _crossed(one: EncodedChat, other: EncodedChat) -> EncodedChat:
-    """The prompt of one chat with the answer of another."""
+    """The prompt of `one` with the answer of `other`."""
     prompt, answer = one.tokens[~one.learned], other.tokens[other.learned]
     learned = np.arange(len(prompt) + len(answer)) >= len(prompt)
     return EncodedChat(np.concatenate((prompt, answer)), learned, other.answer_bytes)

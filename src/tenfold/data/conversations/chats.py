@@ -1,7 +1,7 @@
-"""Chats: rows of messages, each with a role and content, in the formats of TRL and of ShareGPT.
+"""Chats: lists of messages, each with a role and content, in the formats of TRL and ShareGPT.
 
 {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
-{"prompt": [messages], "completion": [messages]}                            either may be a string
+{"prompt": [messages], "completion": [messages]}                            either one may be a string
 {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
 """
 
@@ -19,7 +19,7 @@ SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "
 def read_chats(path: Path) -> list[Chat]:
     """The chats of a file.
 
-    Raises TenfoldError, with the line, for what is no chat or has no answer to learn from.
+    Raises TenfoldError, with the line, for a row that is no chat or has no assistant message to learn from.
     """
     chats = [_chat(row, where) for where, row in read_rows(path)]
     if not chats:
@@ -28,13 +28,13 @@ def read_chats(path: Path) -> list[Chat]:
 
 
 def prompt_of(chat: Chat) -> Chat:
-    """The messages before the last answer."""
+    """The messages before the last one of the assistant."""
     last = max(i for i, message in enumerate(chat) if message["role"] == "assistant")
     return chat[:last]
 
 
 def messages_of(value: Any, where: str, role: str = "user") -> Chat:
-    """The messages in a row of any of the formats; a plain text is one message of `role`. Raises TenfoldError for anything else."""
+    """A list of messages in any of the formats; a string is one message of `role`. Raises TenfoldError for anything else."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     try:
@@ -50,10 +50,10 @@ def messages_of(value: Any, where: str, role: str = "user") -> Chat:
 
 
 def answer_of(value: Any, where: str) -> Chat:
-    """The one message of an answer. Raises TenfoldError for more, or of another role."""
+    """An answer: a list of one assistant message. Raises TenfoldError for anything else."""
     answer = messages_of(value, where, "assistant")
     if [message["role"] for message in answer] != ["assistant"]:
-        raise TenfoldError(f"{where}: an answer must be one message of an assistant.")
+        raise TenfoldError(f"{where}: an answer must be one message of the assistant.")
     return answer
 
 
@@ -61,7 +61,7 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
     if "from" in message:
         said = str(message["from"])
         return {"role": SHAREGPT_ROLES.get(said, said), "content": message["value"]}
-    known = {key: value for key, value in message.items() if value is not None or key == "content"}  # Parquet: absent keys are None
+    known = {key: value for key, value in message.items() if value is not None or key == "content"}  # in Parquet: None if absent
     return {"role": message["role"], **known}
 
 
@@ -71,5 +71,5 @@ def _chat(row: Row, where: str) -> Chat:
     else:
         chat = [*messages_of(row.get("prompt"), where), *messages_of(row.get("completion"), where, "assistant")]
     if "assistant" not in [message["role"] for message in chat[1:]]:
-        raise TenfoldError(f"{where}: there is no answer of an assistant to learn from.")
+        raise TenfoldError(f"{where}: there is no message of the assistant to learn from.")
     return chat

@@ -1,4 +1,4 @@
-"""Chats packed into rows of one length. Attention stays within each chat, so a packed chat is learned as one alone."""
+"""Chats packed into rows of one length. Attention stays within each chat, so packing does not change what is learned."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from tenfold.data.conversations.tokens import EncodedChat
 from tenfold.data.text.batches import Batch, share_of, shuffled, without_targets
 from tenfold.spec.errors import TenfoldError
 
-Piece = tuple[np.ndarray, np.ndarray]  # inputs and targets of a document
+Piece = tuple[np.ndarray, np.ndarray]  # tokens and targets of a chat, int64 [n] each
 
 
 @dataclass(frozen=True)
 class PackedChats:
-    """Rows of chats; `answer_bytes` of text are learned, `cut` chats lost their end, and `left_out` had no answer that fits.
+    """Rows of chats. The answers in them have `answer_bytes` of text; `answers` of them are learned up to their stop token.
 
-    `answers` are those that are learned up to their stop token.
+    `cut` chats lost their end, and `left_out` had no answer that fits.
     """
 
     rows: Batch
@@ -35,12 +35,12 @@ class PackedChats:
         return rows_hash(self.rows)
 
     def batch(self, step: int, rows: slice, *, batch_size: int, seed: int) -> Batch:
-        """`rows` of the `batch_size` rows of a step: every epoch all rows, in another order, a pure function of (seed, step)."""
+        """`rows` of the `batch_size` rows of a step, a pure function of (seed, step); every epoch has all rows in another order."""
         sample = np.arange(batch_size, dtype=np.int64)[rows] + step * batch_size
         return taken(self.rows, shuffled(sample, len(self), seed))
 
     def batches(self, batch_size: int, part: tuple[int, int]) -> Iterator[Batch]:
-        """A part of the rows once, in order; all parts give batches of the same sizes."""
+        """A `part` (index, parts) of the rows once, in order; all parts yield batches of the same sizes."""
         mine, own = share_of(len(self), part)
         for start in range(0, len(mine), batch_size):
             some = slice(start, start + batch_size)
@@ -48,10 +48,10 @@ class PackedChats:
 
 
 def pack(chats: Sequence[EncodedChat], seq_len: int, fill: int = 0) -> PackedChats:
-    """Rows of `seq_len` tokens, first fit by falling length, filled up with the token `fill`.
+    """Pack chats into rows of `seq_len` tokens by first-fit decreasing; `fill` is the padding token.
 
-    A chat that is too long loses its end: what is left of a cut answer is learned, its stop token is not. Raises TenfoldError
-    where no answer fits.
+    A chat that is too long loses its end: what is left of a cut answer is learned, but no stop token. Raises TenfoldError if no
+    answer fits.
     """
     pieces = [piece(chat, seq_len) for chat in chats]
     fitting = [i for i in range(len(chats)) if learns(pieces[i])]
@@ -65,8 +65,8 @@ def pack(chats: Sequence[EncodedChat], seq_len: int, fill: int = 0) -> PackedCha
 
 
 def first_fit(sizes: Sequence[Sequence[int]], capacity: int) -> list[list[int]]:
-    """First-fit packing: the numbers of the items in each row. The longest come first, each in the first row with room for all its
-    `sizes`."""
+    """First-fit decreasing: the numbers of the items in each row. The longest items are placed first, each in the first row with
+    room for all its `sizes`; an item may have several sizes, each with a `capacity` of its own in every row."""
     packed: list[list[int]] = []
     room: list[list[int]] = []
     for i in sorted(range(len(sizes)), key=lambda i: -max(sizes[i])):
@@ -80,7 +80,7 @@ def first_fit(sizes: Sequence[Sequence[int]], capacity: int) -> list[list[int]]:
 
 
 def lay(documents: Sequence[Sequence[Piece]], seq_len: int, fill: int) -> Batch:
-    """Rows that hold these documents one after another, numbered from 0."""
+    """One row for each list of documents, which follow one another and are numbered from 0; padding has the number -1."""
     shape = len(documents), seq_len
     rows = Batch(np.full(shape, fill, np.int64), np.full(shape, -100, np.int64), np.full(shape, -1, np.int32))
     for r, members in enumerate(documents):
@@ -93,7 +93,7 @@ def lay(documents: Sequence[Sequence[Piece]], seq_len: int, fill: int) -> Batch:
 
 
 def rows_hash(*batches: Batch) -> str:
-    """A hash of tokens, targets and documents."""
+    """A hash of the tokens, targets and document numbers."""
     parts = (part for batch in batches for part in (batch.tokens, batch.targets, batch.document))
     return sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:16]
 
@@ -104,11 +104,11 @@ def taken(rows: Batch, index: np.ndarray) -> Batch:
 
 
 def piece(chat: EncodedChat, seq_len: int) -> Piece:
-    """Inputs and targets of a chat, at most `seq_len` of each."""
+    """The input tokens and the targets of a chat, at most `seq_len` of each."""
     targets = np.where(chat.learned, chat.tokens, -100)[1:]
     return chat.tokens[:-1][:seq_len], targets[:seq_len]
 
 
 def learns(document: Piece) -> bool:
-    """Whether a document has a target to learn."""
+    """Whether a document has a target that is not ignored."""
     return bool((document[1] >= 0).any())

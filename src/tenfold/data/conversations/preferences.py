@@ -1,7 +1,7 @@
-"""Answers that people preferred or rated, in TRL's formats. Where a prompt or an answer is a string, it is one message.
+"""Preferences and rated answers, in TRL's formats. A prompt or an answer that is a string stands for one message.
 
 {"prompt": [messages], "chosen": [answer], "rejected": [answer]}     a preference; without "prompt" both hold all messages
-{"prompt": [messages], "completion": [answer], "label": true}        a rated answer; a preference gives two
+{"prompt": [messages], "completion": [answer], "label": true}        a rated answer; a preference counts as two
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class RatedAnswer:
 
 
 def read_preferences(path: Path) -> list[Preference]:
-    """The preferences of a file. Raises TenfoldError, with the line, for what is none, such as two equal answers."""
+    """The preferences of a file. Raises TenfoldError, with the line, for an invalid row, such as one with two equal answers."""
     found = [_preference(row, where) for where, row in read_rows(path)]
     if not found:
         raise TenfoldError(f"{path} holds no preferences: give rows with prompt, chosen and rejected.")
@@ -38,7 +38,8 @@ def read_preferences(path: Path) -> list[Preference]:
 
 
 def read_rated(path: Path) -> list[RatedAnswer]:
-    """The rated answers of a file; a preference gives a good one and one that is not. Raises TenfoldError for what is none."""
+    """The rated answers of a file; a preference gives a good and a bad one. Raises TenfoldError, with the line, for an invalid
+    row."""
     found: list[RatedAnswer] = []
     for where, row in read_rows(path):
         if row.get("chosen") is not None:
@@ -63,7 +64,7 @@ def _preference(row: Row, where: str) -> Preference:
 
 
 def _whole(row: Row, key: str, where: str) -> Chat:
-    """The chat that ends in the answer `key`."""
+    """The whole chat that ends in the answer in the column `key`."""
     value: Any = row.get(key)
     if value is None:
         raise TenfoldError(f'{where}: write {{"prompt": [...], "chosen": [...], "rejected": [...]}}.')

@@ -1,4 +1,4 @@
-"""Rows of chat data from JSON lines, a JSON list or Parquet, each with its place in the file for error messages."""
+"""Read rows of chat data from JSON lines, a JSON list or Parquet, each with its place in the file for error messages."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row of a file with its place, as "chats.jsonl, line 3". Raises TenfoldError for what cannot be read or is no row."""
+    """Each row of a file with its place, such as "chats.jsonl, line 3". Raises TenfoldError if the file or a row cannot be read."""
     try:
         yield from _parquet(path) if path.suffix == ".parquet" else _json(path)
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
@@ -32,7 +32,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _json(path: Path) -> Iterator[tuple[str, Row]]:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         listed = _parsed(text, str(path))
         yield from ((f"{path}, row {number}", _row(row, f"{path}, row {number}")) for number, row in enumerate(listed, 1))
@@ -46,7 +46,7 @@ def _json(path: Path) -> Iterator[tuple[str, Row]]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise TenfoldError(f'{where}: write {{"messages": [{{"role": "user", "content": "..."}}, ...]}}.') from None
 
 

@@ -16,7 +16,8 @@ from tenfold.spec.errors import TenfoldError
 
 
 def render(template: str, messages: list[dict[str, Any]], special: Mapping[str, str], **more: Any) -> str:
-    """The text of `messages`; `special` are `bos_token` and the like. Raises TenfoldError if the template refuses or fails."""
+    """Render `messages`; `special` maps `bos_token` and the like to their texts. Raises TenfoldError if the template refuses or
+    fails."""
     try:
         return _compiled(template).render(messages=messages, **special, **more)
     except TemplateRefusal as error:
@@ -27,7 +28,7 @@ def render(template: str, messages: list[dict[str, Any]], special: Mapping[str, 
 
 
 class TemplateRefusal(TenfoldError):
-    """A conversation that a template refuses with `raise_exception`."""
+    """A template refused a conversation by calling `raise_exception`."""
 
 
 def _refuse(message: str) -> None:
@@ -35,7 +36,7 @@ def _refuse(message: str) -> None:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what an assistant wrote, for training; the text is that between the marks."""
+    """`{% generation %}` marks what the assistant wrote, for training. The marks are ignored, and the text between them is kept."""
 
     tags = {"generation"}  # noqa: RUF012 (as Jinja2 declares it)
 
@@ -50,7 +51,7 @@ def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, 
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> jinja2.Template:
-    # As transformers compiles them: no access to Python, no lasting change to what was given.
+    # As in transformers: a sandbox, in which a template can neither reach Python nor change its arguments.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse

@@ -1,6 +1,6 @@
-"""A chat in a model's own tokens, and which of them are learned: each answer with the token that ends it, nothing else.
+"""Encode chats in a model's tokens, and mark those that are learned: each answer with the token that ends it, and nothing else.
 
-The tokens before an answer are exactly those that a server would give the model as a prompt, so training matches serving.
+The tokens before an answer are exactly those that a server would send to the model as a prompt, so training matches serving.
 """
 
 import re
@@ -22,36 +22,36 @@ from tenfold.spec.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """`tokens` int64 [n] and `learned` bool [n], up to the last token that is learned; `answer_bytes` of text are learned."""
+    """`tokens` int64 [n] and `learned` bool [n], up to the last learned token; the learned answers have `answer_bytes` of text."""
 
     tokens: np.ndarray
     learned: np.ndarray
     answer_bytes: int
 
     def answers(self, length: int) -> int:
-        """How many answers end within `length` tokens."""
+        """The number of answers that end within the first `length` tokens."""
         return int((self.learned[:length] & ~np.append(self.learned[1:], False)[:length]).sum())
 
 
 @dataclass(frozen=True)
 class ChatEncoder:
-    """Encodes chats for the model whose tokenizer and chat template these are."""
+    """Encodes chats with a model's tokenizer and chat template."""
 
     tokenizer: Tokenizer
     vocabulary: Vocabulary
 
     @classmethod
     def of(cls, model: Path) -> "ChatEncoder":
-        """Raises TenfoldError for a model without a chat template."""
+        """The encoder of the model in a folder. Raises TenfoldError if it has no chat template."""
         vocabulary = read_vocabulary(model)
         if vocabulary.chat_template is None:
             raise TenfoldError(f"The model {model} has no chat template: put a chat_template.jinja beside its tokenizer.json.")
         return cls(read_tokenizer(model), vocabulary)
 
     def encode(self, chat: Chat, last_alone: bool = False) -> EncodedChat:
-        """The tokens of a chat. With `last_alone` only the last answer is learned, and earlier ones are part of its prompt.
+        """The tokens of a chat. With `last_alone` only the last answer is learned; earlier ones are part of its prompt.
 
-        Raises TenfoldError where the template rewrites earlier turns, or ends an answer without a stop token.
+        Raises TenfoldError if the template rewrites earlier turns, or ends an answer without a stop token.
         """
         tokens: list[int] = []
         learned: list[bool] = []
@@ -60,10 +60,10 @@ class ChatEncoder:
             ids = self._ids(text)
             end = 0
             if is_answer:
-                # Any later stop token would come from the text of the answer itself.
+                # The first stop token ends the answer; after it, the template may write more, such as a line break.
                 end = 1 + next((i for i, token in enumerate(ids) if token in self.vocabulary.stop_tokens), -1)
                 if not end:
-                    raise TenfoldError("The chat template ends an answer without a stop token: no model would learn to stop.")
+                    raise TenfoldError("The chat template ends an answer without a stop token, so no model would learn to stop.")
                 size += len(self.tokenizer.decode(ids[:end]).encode())
             tokens += ids
             learned += [i < end for i in range(len(ids))]
@@ -71,7 +71,7 @@ class ChatEncoder:
         return EncodedChat(np.array(tokens[:used], np.int64), np.array(learned[:used]), size)
 
     def prompt(self, messages: Chat) -> list[int]:
-        """The tokens that a server would send for messages that wait for an answer."""
+        """The tokens of the prompt that a server would send to the model for these messages."""
         return self._ids(self._render(messages, add_generation_prompt=True))
 
     def _ids(self, text: str) -> list[int]:
@@ -86,7 +86,7 @@ class ChatEncoder:
         return without_marks(self.tokenizer, self._words)
 
     def _segments(self, chat: Chat, last_alone: bool) -> Iterator[tuple[str, bool]]:
-        """The rendered text in parts, and whether each is an answer, up to the last answer."""
+        """The rendered text up to the last answer, in parts, and whether each part is an answer."""
         done, last = "", len(prompt_of(chat))
         for i, message in enumerate(chat):
             if message["role"] == "assistant" and (i == last if last_alone else i):

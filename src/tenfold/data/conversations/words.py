@@ -1,7 +1,8 @@
-"""What people write in a chat is text: where their words spell a special token, they are no special token.
+"""Encode what users write as plain text, even if it contains the name of a special token.
 
-A chat template writes its special tokens and what was said into one text. A mark within such words keeps the two apart until the
-tokenizer has found the template's special tokens; it is gone before the text is split.
+A chat template writes its special tokens and the messages into one text. To tell them apart, `marked` inserts a mark into every
+name of a special token in the messages, so that the tokenizer finds only the template's own; the tokenizer of `without_marks`
+then removes the marks before it splits the text.
 """
 
 import json
@@ -15,14 +16,14 @@ MARK = "\ufdd0"  # a noncharacter of Unicode
 
 
 def special_words(tokenizer: Tokenizer, stop_tokens: Iterable[int] = ()) -> re.Pattern[str] | None:
-    """What spells a special token, or one that ends an answer; None where a tokenizer has none."""
+    """A pattern that matches the names of special tokens and of `stop_tokens`; None if the tokenizer has none."""
     stops = set(stop_tokens)
     words = [t.content for i, t in tokenizer.get_added_tokens_decoder().items() if (t.special or i in stops) and len(t.content) > 1]
     return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True)))) if words else None
 
 
 def marked(messages: list[dict[str, Any]], words: re.Pattern[str] | None) -> list[dict[str, Any]]:
-    """The same chat with marks within words that spell special tokens, but for what a model answered: its tokens are its own."""
+    """The chat with marks in names of special tokens, except in assistant messages: a model may write its own special tokens."""
     return [m if words is None or m.get("role") == "assistant" else _marked(m, words) for m in messages]
 
 
@@ -35,7 +36,7 @@ def _marked(value: Any, words: re.Pattern[str]) -> Any:
 
 
 def without_marks(tokenizer: Tokenizer, words: re.Pattern[str] | None) -> Tokenizer:
-    """The same tokenizer for text with marks, which it drops once it has found its special tokens."""
+    """A copy of the tokenizer that removes marks from a text after it has found the special tokens."""
     stored = json.loads(tokenizer.to_str())
     own = [stored["normalizer"]] if stored["normalizer"] else []
     dropped = {"type": "Replace", "pattern": {"String": MARK}, "content": ""}

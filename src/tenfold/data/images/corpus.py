@@ -1,9 +1,9 @@
-"""Images and their words as a corpus on disk, and its rows among those of text.
+"""A corpus of images and their words on disk, and batches that mix its rows with rows of text.
 
     manifest.json  tokenizer.json  tokenizer_config.json  generation_config.json  tokens.bin  tiles.bin  documents.npy
 
-A document is the tokens of an image and then those of its words, begun and ended as documents of text are; only the words
-are learned. Rows hold whole documents: an image is never cut.
+A document is the tokens of an image and then those of its words, with the same begin and end tokens as documents of text; only the
+words are training targets. Rows hold whole documents: an image is never cut.
 """
 
 import hashlib
@@ -40,23 +40,23 @@ from tenfold.spec.versions import require_version
 from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
 from tenfold.spec.vocabulary import Vocabulary
 
-FORMAT = 2
-READER = 2  # version of how pixels and words are read; images prepared under another version are prepared again
+FORMAT = 2  # of manifest.json
+READER = 2  # version of the code that reads pixels and words; images that another version prepared are prepared again
 VALIDATION_SHARE = 0.03
 DOCUMENT = np.dtype([("tokens", "i8"), ("tiles", "i8"), ("words", "i4"), ("bytes", "i4"), ("validation", "?")])
 
 
 @dataclass(frozen=True)
 class ImageCorpus:
-    """A corpus of images on disk. `documents` has, for each, the ends of its tokens and tiles, how many of its last
-    tokens are its words (the end among them), their bytes of text, and whether it is for validation."""
+    """A corpus of images on disk. `documents` (DOCUMENT) has for each document the end of its tokens and of its tiles, the number
+    of its last tokens that are its words (with the end token), their bytes of text, and whether it is for validation."""
 
     directory: Path
     manifest: dict[str, Any]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary of the text, with `IMAGE_TOKENS`."""
+        """The vocabulary of the text corpus, with `IMAGE_TOKENS` added."""
         return msgspec.convert(self.manifest["vocabulary"], Vocabulary)
 
     @cached_property
@@ -78,10 +78,10 @@ class ImageCorpus:
         return np.memmap(self.directory / "tiles.bin", np.uint8, "r").reshape(-1, 3, size, size)
 
     def packed(self, split: str, seq_len: int) -> list[list[int]]:
-        """The documents of `train` or `validation` in each row of `seq_len`. Documents are dealt to rows at random, since
+        """For each row of `seq_len` tokens, the numbers of its documents from `train` or `validation`, in random order, since
         neighbours in a folder are often alike.
 
-        Raises TenfoldError where one is longer than a row.
+        Raises TenfoldError if a document is longer than a row.
         """
         if (split, seq_len) not in self._packed:
             self._packed[split, seq_len] = self._pack(split, seq_len)
@@ -112,9 +112,10 @@ class ImageCorpus:
 
 
 def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, max_tiles: int = 1) -> ImageCorpus:
-    """Cut and tokenize the images of `source` to `out` with the corpus's tokenizer; what is there already is opened.
+    """Cut the images of `source` into tiles and tokenize their words, with the tokenizer of `corpus`, to `out`.
 
-    Images that cannot be used are left out and named in `manifest.json`. Nothing is left at `out` unless all went well.
+    If `out` holds the same images already, they are opened. Images that cannot be used are left out and named in `manifest.json`.
+    After an error nothing is left at `out`. Raises TenfoldError for fewer than two usable images, or if `out` holds others.
     """
     recipe, listing = _recipe(source, known_in(out.parent, out.name), corpus, vision, max_tiles)
     if (out / "manifest.json").exists():
@@ -127,7 +128,7 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
         documents = _write(_cut(source, vision, max_tiles, dropped), scratch, tokenizer, vocabulary)
         if len(documents) < 2:
             raise TenfoldError(
-                f"{source} has {len(documents)} images: at least two are needed, one of them to validate with."
+                f"{source} has {len(documents)} usable images: at least two are needed, one of them for validation."
                 + "".join(f" {problem}" for problem in dropped[:1])
             )
         if dropped:
@@ -141,7 +142,7 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
 
 
 def images_in(home: Path, source: Path, corpus: Corpus, vision: VisionSpec) -> ImageCorpus:
-    """The images of `source` in `home`, prepared once and found again by what they were made of."""
+    """The images of `source`, prepared once in a folder of `home` and found again by their content."""
     name = f"images-{source.resolve().stem}-{vision.image_size}-{vision.tokens_per_tile}"
     recipe, _ = _recipe(source, known_in(home, name), corpus, vision)
     return build_images(source, folder_of(home, name, recipe), corpus, vision)
@@ -150,7 +151,7 @@ def images_in(home: Path, source: Path, corpus: Corpus, vision: VisionSpec) -> I
 def _recipe(
     source: Path, known: Mapping[str, str], corpus: Corpus, vision: VisionSpec, max_tiles: int = 1
 ) -> tuple[dict[str, Any], str]:
-    """What the images of a folder depend on, and the listing of their files."""
+    """The recipe of prepared images: all that they depend on; and the listing of their files."""
     found = fingerprint(partial(image_files, source), known, quiet=False)
     recipe = {
         "reader": READER,
@@ -165,14 +166,14 @@ def _recipe(
 
 def _existing(out: Path, recipe: Mapping[str, Any]) -> ImageCorpus:
     manifest = json.loads((out / "manifest.json").read_text())
-    require_version(manifest.get("format", 1), (FORMAT,), out, "delete it, and the images are prepared again")
+    require_version(manifest.get("format", 1), (FORMAT,), out, "delete it, and run the command again to prepare the images")
     if manifest.get("recipe") != recipe:
-        raise TenfoldError(f"{out} holds other images, or some that were prepared otherwise: delete it, or choose another folder.")
+        raise TenfoldError(f"{out} holds other images, or ones that were prepared otherwise: delete it, or choose another folder.")
     return ImageCorpus(out, manifest)
 
 
 def with_image_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy of the tokenizer that knows `IMAGE_TOKENS`: its own where it has them, else new ones after all others."""
+    """A copy of the tokenizer with `IMAGE_TOKENS`; those that it does not have are added after all others."""
     copy = Tokenizer.from_str(tokenizer.to_str())
     copy.add_special_tokens(list(IMAGE_TOKENS))
     return copy
@@ -184,7 +185,8 @@ def _with_image_tokens(vocabulary: Vocabulary, tokenizer: Tokenizer) -> Vocabula
 
 
 def _cut(source: Path, vision: VisionSpec, max_tiles: int, dropped: list[str]) -> Iterator[tuple[np.ndarray, str, str]]:
-    """For each image its tiles, the text that stands for them, and its words. Reasons why images are unusable go to `dropped`."""
+    """For each image: its tiles, the text that stands for them, and its words. Problems of other images are appended to
+    `dropped`."""
     for image, words, problem in read_images(source):
         if image is None:
             dropped.append(problem)
@@ -198,7 +200,7 @@ def _write(
 ) -> np.ndarray:
     records: list[tuple[int, int, int, int, bool]] = []
     token_end = tile_end = 0
-    encode = TextEncoder(tokenizer)  # reads names of special tokens in the words as plain text
+    encode = TextEncoder(tokenizer)  # encodes the names of special tokens in the words as plain text
     keys: list[int] = []
     with (scratch / "tokens.bin").open("wb") as token_file, (scratch / "tiles.bin").open("wb") as tile_file:
         for tiles, image, words in images:
@@ -216,14 +218,14 @@ def _write(
 
 @dataclass(frozen=True)
 class ImagesAmongText:
-    """Batches in which the share `share` of all rows has images, spread evenly among rows of text."""
+    """Batches in which `share` of all rows have images, spread evenly among rows of text."""
 
     corpus: Corpus
     images: ImageCorpus
     share: float
 
     def batch(self, step: int, rows: slice = slice(None), *, batch_size: int, seq_len: int, seed: int) -> Batch:
-        """`rows` of the `batch_size` rows of a step, as `data.text.batches.train_batch` gives them of text alone."""
+        """`rows` of the `batch_size` rows of a step, as `data.text.batches.train_batch` for text alone."""
         sample = np.arange(batch_size, dtype=np.int64) + step * batch_size
         before = np.floor(sample * self.share).astype(np.int64)
         shown = np.floor((sample + 1) * self.share).astype(np.int64) > before
@@ -239,7 +241,7 @@ class ImagesAmongText:
 
 
 def _merged(seeing: Batch, text: Batch, shown: np.ndarray) -> Batch:
-    """Rows with images where `shown`, and rows of text elsewhere."""
+    """One batch: the rows of `seeing` where `shown` is True, and the rows of `text` elsewhere, each in its own order."""
     order = np.argsort(np.concatenate((np.flatnonzero(shown), np.flatnonzero(~shown))))
     assert seeing.tile_ends is not None
     counts = np.zeros(len(shown), np.int64)
@@ -257,9 +259,9 @@ def image_batches(
     images: ImageCorpus, *, batch_size: int, seq_len: int, split: str = "validation", part: tuple[int, int] = (0, 1),
     shuffled: bool = False,
 ) -> Iterator[Batch]:  # fmt: skip
-    """The rows of a split once, in order, or a part of them as `data.text.batches.validation_batches` parts them.
+    """The rows of a split once, in order, or a `part` of them, as in `data.text.batches.validation_batches`.
 
-    With `shuffled`, each tile is replaced by the tile before it in the whole split, so that words stand beside the wrong image.
+    With `shuffled`, each tile is replaced by the tile before it in the whole split, so that words go with the wrong image.
     """
     packed = images.packed(split, seq_len)
     tile_numbers = _previous_tiles(images, packed) if shuffled else np.arange(len(images.tiles))
@@ -270,7 +272,7 @@ def image_batches(
 
 
 def _previous_tiles(images: ImageCorpus, packed: list[list[int]]) -> np.ndarray:
-    """For each tile of the documents in `packed` the number of the tile before it, for the first that of the last."""
+    """For each tile of the documents in `packed`: the number of the tile before it; for the first one, that of the last."""
     ends = images.documents["tiles"]
     order = np.concatenate([np.arange(_begin(images, n, "tiles"), ends[n]) for row in packed for n in row])
     numbers = np.arange(len(images.tiles))
@@ -279,9 +281,9 @@ def _previous_tiles(images: ImageCorpus, packed: list[list[int]]) -> np.ndarray:
 
 
 def image_rows(images: ImageCorpus, packed: list[list[int]], seq_len: int, tile_numbers: np.ndarray | None = None) -> Batch:
-    """Rows of the documents numbered in `packed`; what is left of a row is filled with ends, which nobody learns.
+    """Rows of the documents numbered in `packed`, padded with end tokens that are no targets.
 
-    `tile_numbers[i]` says which tile is shown in place of tile i.
+    `tile_numbers[i]`, if given, is the number of the tile that is shown in place of tile i.
     """
     shape = len(packed), seq_len + 1
     tokens = np.full(shape, images.vocabulary.document_end, np.int64)

@@ -1,8 +1,8 @@
-"""Images as Llama 4 takes them: cut in tiles, and written in the text as the tokens that stand for them.
+"""Images in the form that Llama 4 takes: cut into tiles, with special tokens in the text that stand for them.
 
-The tiles follow llama-models `models/llama4/preprocess.py`: of all grids of at most `max_tiles` square tiles, the one
-that shrinks the image least, or if it fits, enlarges it least; the image keeps its proportions, the rest is black,
-and a view of the whole comes last where there is more than one tile.
+The tiles follow llama-models `models/llama4/preprocess.py`: of all grids of at most `max_tiles` square tiles, the one that shrinks
+the image least, or, if the image fits, enlarges it least. The image keeps its proportions and the rest is black. If there is more
+than one tile, the whole image, scaled to one tile, comes last.
 """
 
 import io
@@ -17,18 +17,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tenfold.spec.errors import TenfoldError
 
-LARGEST_SIDE = 8192  # below the size that Pillow warns of as a decompression bomb
+LARGEST_SIDE = 8192  # pixels; below the size at which Pillow warns of a decompression bomb
 _SMALLER = f"make it at most {LARGEST_SIDE} on each side."
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow's other readers start programs or are little tested
-_DEEP = ("I;16", "I;16B", "I;16L")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # some of Pillow's other readers start programs, or are little tested
+_DEEP = ("I;16", "I;16B", "I;16L")  # 16 bits of grey
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", *_DEEP)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
 def open_image(source: Path | bytes, name: str = "", most_pixels: int = LARGEST_SIDE**2) -> Image.Image:
-    """An image in RGB with 8 bits a channel, turned as its EXIF says, on white where it is transparent.
+    """Read an image as RGB with 8 bits per channel, turned as its EXIF says, and on white where it is transparent.
 
-    Raises TenfoldError where it cannot be read, is cut short, or has a side longer than `LARGEST_SIDE` or more than `most_pixels`.
+    Raises TenfoldError, in which the image is called `name`, if it cannot be read, is cut short, has a side longer than
+    `LARGEST_SIDE`, or has more than `most_pixels`.
     """
     name = name or (str(source) if isinstance(source, Path) else "The image")
     try:
@@ -36,9 +37,9 @@ def open_image(source: Path | bytes, name: str = "", most_pixels: int = LARGEST_
             if max(stored.size) > LARGEST_SIDE:
                 raise TenfoldError(f"{name} is {stored.width} x {stored.height} pixels: {_SMALLER}")
             if stored.width * stored.height > most_pixels:
-                raise TenfoldError(f"{name} has {stored.width * stored.height} pixels, and at most {most_pixels} are taken.")
+                raise TenfoldError(f"{name} has {stored.width * stored.height} pixels, more than {most_pixels}: make it smaller.")
             if stored.mode not in _MODES:
-                raise TenfoldError(f"{name} has pixels of mode {stored.mode}, which are not read: save it in RGB.")
+                raise TenfoldError(f"{name} has pixels of mode {stored.mode}, which cannot be read: save it in RGB.")
             image = _with_alpha(ImageOps.exif_transpose(stored))
     except FileNotFoundError:
         raise TenfoldError(f"There is no image {name}.") from None
@@ -52,7 +53,7 @@ def open_image(source: Path | bytes, name: str = "", most_pixels: int = LARGEST_
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    """The image in RGBA. Pillow itself clips 16 bits of grey at 255."""
+    """The image in RGBA. 16 bits of grey are scaled here, since Pillow would clip them at 255."""
     if image.mode in _DEEP:
         clear = np.asarray(image) == image.info.get("transparency", -1)
         grey = Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGBA")
@@ -62,7 +63,7 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 
 
 def grid_for(height: int, width: int, size: int, max_tiles: int = 16) -> tuple[int, int]:
-    """Rows and columns of tiles of `size` pixels for an image of height x width."""
+    """The rows and columns of tiles of `size` x `size` pixels for an image of height x width."""
     grids = [(n // c, c) for n in range(max_tiles, 0, -1) for c in range(n, 0, -1) if n % c == 0]
 
     def scale(grid: tuple[int, int]) -> float:
@@ -74,7 +75,7 @@ def grid_for(height: int, width: int, size: int, max_tiles: int = 16) -> tuple[i
 
 
 def tiles_of(image: Image.Image, size: int, max_tiles: int = 16) -> tuple[np.ndarray, int, int]:
-    """Tiles float32 [tiles, 3, size, size] between -1 and 1, row by row and then the whole, with rows and columns."""
+    """The tiles of an image, float32 [tiles, 3, size, size] in -1 to 1, row by row and then the whole image; rows; columns."""
     tiles, rows, columns = cut(image, size, max_tiles)
     return normalised(tiles), rows, columns
 
@@ -88,7 +89,7 @@ def cut(image: Image.Image, size: int, max_tiles: int = 16) -> tuple[np.ndarray,
     """Like `tiles_of`, but as uint8."""
     rows, columns = grid_for(image.height, image.width, size, max_tiles)
     height, width = rows * size, columns * size
-    # An image smaller than its grid is not enlarged beyond one tile's size.
+    # Each side is enlarged to the size of one tile at most.
     target_h, target_w = min(max(image.height, size), height), min(max(image.width, size), width)
     by_width, by_height = target_w / image.width, target_h / image.height
     if by_width < by_height:
@@ -109,14 +110,14 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def image_text(rows: int, columns: int, tokens_per_tile: int) -> str:
-    """The tokens, as text, that stand for an image of rows x columns tiles (llama-models `chat_format.py`, `_encode_image`)."""
+    """The text whose tokens stand for an image of rows x columns tiles (llama-models `chat_format.py`, `_encode_image`)."""
     tile = "<|patch|>" * tokens_per_tile
     grid = ("<|tile_x_separator|>".join([tile] * columns) + "<|tile_y_separator|>") * rows if rows * columns > 1 else ""
     return f"<|image_start|>{grid}<|image|>{tile}<|image_end|>"
 
 
 class Picture(NamedTuple):
-    """An image and its words, or the sentence that says why it cannot be used."""
+    """An image and its words; or, with the image None, the problem that makes it unusable."""
 
     image: Image.Image | None
     words: str
@@ -124,10 +125,10 @@ class Picture(NamedTuple):
 
 
 def read_images(source: Path) -> Iterator[Picture]:
-    """Images and their words from a folder (`x.png` beside `x.txt`), a Parquet file or jsonl.
+    """The images and their words in a folder (`x.png` beside `x.txt`), a Parquet file or a jsonl file.
 
-    Parquet has columns `image` (bytes, or a struct with `bytes`) and `text`; a line of jsonl has `image`, a path from
-    the file's folder, and `text`. Raises TenfoldError where the source is none of these.
+    Parquet has the columns `image` (bytes, or a struct with `bytes`) and `text`; a line of jsonl has `image`, a path relative to
+    the file's folder, and `text`. Raises TenfoldError if the source is none of these.
     """
     if source.suffix == ".parquet" and source.is_file():
         yield from _read_parquet(source)
@@ -147,7 +148,7 @@ def _picture(image: Path | bytes, words: Any, name: str) -> Picture:
 
 
 def image_files(source: Path) -> Iterator[Path]:
-    """The files that `read_images` reads, in a fixed order."""
+    """The files that `read_images` reads, in a fixed order. Raises TenfoldError as that does."""
     if source.is_file():
         yield source
     if source.suffix != ".parquet":
@@ -159,9 +160,9 @@ def image_files(source: Path) -> Iterator[Path]:
 
 
 def _named_images(source: Path) -> Iterator[tuple[Path | str, Any]]:
-    """The image files that a folder or a jsonl file names, each with the file of its words, or what should be its words.
+    """The image files in a folder or a jsonl file, each with the path of its words (folder) or with its words (jsonl).
 
-    In place of a path comes the sentence that says why a line of jsonl names none.
+    For an invalid line of jsonl, a sentence that says so takes the place of the path.
     """
     if not source.exists():
         raise TenfoldError(f"There are no images at {source}: give a folder, a .parquet or a .jsonl file.")

@@ -1,7 +1,7 @@
-"""Content features of items, from which a tower computes the vectors of new items.
+"""Content features of items, from which a content tower computes the embeddings of new items.
 
-Texts, attributes and lists of them are words, hashed to `HASHED` places; a column `item_vector` of lists of numbers, which any
-embedding model may have written, is taken as it is.
+Texts, attributes and lists of them are split into words, which are hashed to `HASHED` features. A column `item_vector` of lists of
+numbers, for example from an embedding model, is used as it is, normalised.
 """
 
 import hashlib
@@ -15,18 +15,20 @@ import pyarrow.parquet
 from tenfold.data.interactions.events import ITEMS
 from tenfold.spec.errors import TenfoldError
 
-HASHED = 512
+HASHED = 512  # features for hashed words
 VECTOR = "item_vector"
 
 
 def read_features(directory: Path, vocab_size: int) -> np.ndarray:
-    """Features float32 [vocab, features] of the items of `directory`; token 0 has none. Raises TenfoldError where
-    nothing is known."""
+    """The features of the items of `directory`, float32 [vocab_size, features]; those of token 0 are 0.
+
+    Raises TenfoldError if nothing is known of the items.
+    """
     return features(pa.parquet.read_table(directory / ITEMS).slice(0, vocab_size - 1), first=1)
 
 
 def first_rows(items: pa.Table) -> dict[str, int]:
-    """The row of each item of a table, by name, in the order of the table; of several rows the first."""
+    """The row of each item in a table, by name, in the order of the table. If an item has several rows, the first one counts."""
     found: dict[str, int] = {}
     for row, name in enumerate(items["item"].to_pylist()):
         found.setdefault(name, row)
@@ -34,10 +36,10 @@ def first_rows(items: pa.Table) -> dict[str, int]:
 
 
 def features(items: pa.Table, first: int = 0) -> np.ndarray:
-    """Features float32 [first + items, features] of a table of items, behind `first` empty rows."""
+    """The features of a table of items, float32 [first + items, features], after `first` rows of zeros."""
     names = [name for name in items.column_names if name != "item"]
     if not names:
-        raise TenfoldError("Nothing is known of the items: give columns item_..., or leave content out.")
+        raise TenfoldError("Nothing is known of the items: give columns named item_..., or turn content features off.")
     words = [name for name in names if name != VECTOR]
     parts = [_hashed(items.select(words))] if words else []
     parts += [_vectors(items[VECTOR])] if VECTOR in names else []
@@ -61,11 +63,12 @@ def _words(value: object) -> list[str]:
 
 def _vectors(column: pa.ChunkedArray) -> np.ndarray:
     kind, rows = column.type, column.to_pylist()
-    numbers = pa.types.is_nested(kind) and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+    value = getattr(kind, "value_type", None)  # a struct has none
+    numbers = pa.types.is_nested(kind) and value is not None and (pa.types.is_floating(value) or pa.types.is_integer(value))
     if not numbers and not pa.types.is_null(kind):
         raise TenfoldError(f"The column {VECTOR} has values of the type {kind}: give lists of numbers.")
     size = max((len(row) for row in rows if row), default=0)
     if any(row is not None and len(row) != size for row in rows):
-        raise TenfoldError(f"The column {VECTOR} has lists of several lengths: each item needs one of the same.")
+        raise TenfoldError(f"The column {VECTOR} has lists of different lengths: give lists of one length.")
     found = np.array([row or [0.0] * size for row in rows], np.float32)
     return found / np.maximum(1e-6, np.linalg.norm(found, axis=1, keepdims=True)) * max(1, size) ** 0.5

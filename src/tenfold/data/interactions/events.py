@@ -1,7 +1,7 @@
-"""Interactions ready to train on: each user's items in the order of time as tokens, split into training and held-out events.
+"""Interactions ready to train on: each user's items as tokens in order of time, split into training and held-out events.
 
-Token 0 begins every history; items are tokens from 1 on, in the order in which they first appear. Those that first appear after the
-training has ended have tokens past the vocabulary.
+Token 0 begins every history. Items are numbered from 1 on in the order in which they first appear; those that first appear after
+the end of the training events have tokens beyond the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,19 @@ from tenfold.spec.errors import TenfoldError
 
 FILE = "events.parquet"
 ITEMS = "items.parquet"
-QUERIES_PER_USER = 20  # at most, evenly spread over a user's held-out events
+QUERIES_PER_USER = 20  # the most; they are spread evenly over the user's held-out events
 
 
 def item_names(directory: Path) -> list[str]:
-    """The items' names by token, as the tokenizer of a folder has them."""
+    """The names of the items by token, from the tokenizer in a folder."""
     known = read_tokenizer(directory).get_vocab()
     return sorted(known, key=known.__getitem__)
 
 
 class Rows(NamedTuple):
-    """Rows of a batch: `tokens` int64 [rows, T]; `targets` int64 [rows, T], -100 where there is none; `times` int64 [rows, T + 1]
-    in seconds, of each token and of the item after the last; `events` int64 [rows, T], the number of each token's event or -1."""
+    """The rows of a batch: `tokens` int64 [rows, T]; `targets` int64 [rows, T], where -100 is ignored; `times` int64 [rows, T +
+    1] in seconds, of each token and of the item after the last; `events` int64 [rows, T], the number of each token's event, or
+    -1."""
 
     tokens: np.ndarray
     targets: np.ndarray
@@ -40,8 +41,9 @@ class Rows(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Queries of an evaluation: the `user` int64 [queries] of each, the tokens and times of the history before, and the token and
-    time of the event that came. Histories leave out tokens past the vocabulary; `targets` keeps them, and they count as missed."""
+    """The queries of an evaluation: for each its `user` int64 [queries], the tokens and times of the history before the event, and
+    the token (`targets`) and time (`now`) of the event. Histories leave out tokens beyond the vocabulary; `targets` keeps them, and
+    they count as missed."""
 
     user: np.ndarray
     histories: list[np.ndarray]
@@ -52,7 +54,8 @@ class Queries(NamedTuple):
 
 @dataclass(frozen=True)
 class Interactions:
-    """Events int [events] by user and time: `items` are tokens, `times` seconds; user u has those from `offsets[u]` on."""
+    """All events, sorted by user and time: `items` int [events] are tokens, `times` int [events] seconds; those of user u are
+    `offsets[u]` to `offsets[u + 1]`."""
 
     directory: Path
     split: Split
@@ -67,18 +70,18 @@ class Interactions:
 
     @cached_property
     def users(self) -> np.ndarray:
-        """The users who have training events."""
+        """The numbers of the users who have training events, int64."""
         return np.flatnonzero(self.ends.training)
 
     @cached_property
     def training(self) -> np.ndarray:
-        """The numbers of the training events, int64, by user and time."""
+        """The numbers of the training events, int64, sorted by user and time."""
         place = np.arange(len(self.items)) - np.repeat(self.offsets[:-1], np.diff(self.offsets))
         return np.flatnonzero(place < np.repeat(self.ends.training, np.diff(self.offsets)))
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """How often each token occurs in the training events, int64 [vocabulary]."""
+        """The number of training events of each token, int64 [vocab_size]."""
         return np.bincount(self.items[self.training], minlength=self.vocab_size)
 
     @cached_property
@@ -88,30 +91,29 @@ class Interactions:
 
     @cached_property
     def names(self) -> list[str]:
-        """The items' names by token; `names[0]`, of the token that begins a history, is no item's name."""
+        """The names of the items by token; `names[0]` is that of the token that begins a history."""
         return item_names(self.directory)
 
     def signal(self, column: str) -> pa.ChunkedArray:
-        """A further column of the table, by event. Raises TenfoldError where the interactions have none of this name."""
+        """Another column of the table, by event. Raises TenfoldError if there is none of this name."""
         schema = pa.parquet.read_schema(self.directory / FILE)
         if column not in schema.names:
             raise TenfoldError(f"The interactions have no column {column!r}: they have {', '.join(schema.names)}.")
         return pa.parquet.read_table(self.directory / FILE, columns=[column])[column]
 
     def span(self, held: Held) -> tuple[np.ndarray, np.ndarray]:
-        """Where the held-out events begin and end in each user's history, int64 [users] each."""
+        """The first and the last (excluded) held-out event in each user's history, int64 [users] each."""
         e = self.ends
         return {"validation": (e.training, e.validation), "test": (e.validation, e.test)}[held]
 
     def asked(self, held: Held, most: int | None = None) -> np.ndarray:
-        """The users who have held-out events, int64; at most `most` of them, evenly spread."""
+        """The numbers of the users who have held-out events, int64; at most `most` of them, evenly spread."""
         first, last = self.span(held)
         users = np.flatnonzero(last > first)
         return users if most is None or len(users) <= most else users[np.linspace(0, len(users) - 1, most).astype(np.int64)]
 
     def held_out(self, held: Held, most: int | None = None) -> Queries:
-        """For each event that is held out, at most `QUERIES_PER_USER` of a user and of at most `most` users, what came before it,
-        and the event."""
+        """The queries for the held-out events: at most `QUERIES_PER_USER` for each user, and of at most `most` users."""
         first, last = self.span(held)
         asked = np.concatenate([_spread(u, first[u], last[u]) for u in self.asked(held, most)] or [_NONE])
         begins, places = self.offsets[asked[:, 0]], self.offsets[asked[:, 0]] + asked[:, 1]
@@ -120,8 +122,8 @@ class Interactions:
         return Queries(asked[:, 0], histories, times, self.items[places].astype(np.int64), self.times[places])
 
     def batch(self, step: int, rows: slice, *, batch_size: int, seq_len: int, seed: int) -> Rows:
-        """`rows` of the `batch_size` rows of a step, a pure function of (seed, step): in every epoch each user has one, which
-        begins anywhere in what may be learned from."""
+        """`rows` of the `batch_size` rows of a step, a pure function of (seed, step). In every epoch each user has one row, which
+        begins at a random place in the user's training events."""
         sample = np.arange(batch_size, dtype=np.int64) + step * batch_size
         users = self.users[shuffled(sample, len(self.users), seed)[rows]]
         length = self.ends.training[users]
@@ -130,8 +132,8 @@ class Interactions:
         return self.window(users, first, length, seq_len)
 
     def newest(self, users: np.ndarray, begin: np.ndarray, length: np.ndarray, seq_len: int) -> Rows:
-        """The newest row of users' histories up to `length` events, of which those from the event `begin` on are targets. Items
-        past the vocabulary are no targets, and token 0 on the way in."""
+        """A row for each user: the last `seq_len` of the first `length` events, of which those from event `begin` on are targets.
+        Items beyond the vocabulary are no targets, and token 0 as inputs."""
         rows = self.window(users, np.maximum(0, length - seq_len), length, seq_len)
         place = np.maximum(0, length - seq_len)[:, None] + np.arange(seq_len)
         rows.targets[(place < begin[:, None]) | (rows.targets >= self.vocab_size)] = -100
@@ -139,7 +141,7 @@ class Interactions:
         return rows
 
     def window(self, users: np.ndarray, first: np.ndarray, length: np.ndarray, seq_len: int) -> Rows:
-        """Rows of users' histories up to `length` events, from the event `first` on; before event 0 stands token 0."""
+        """A row for each user: the events from `first` on, up to event `length`; token 0 comes before event 0."""
         place = first[:, None] + np.arange(seq_len + 1) - 1  # the event of each token, and of the item after the last one
         event = self.offsets[users][:, None] + place
         there = place < length[:, None]

@@ -1,7 +1,7 @@
 """Prepare a table of users, items and times as interactions in a home: sorted, numbered and split.
 
-The names of the items that appear before the training ends are kept as a tokenizer, so that a model of items has its vocabulary in
-the files beside it as a model of text does.
+The names of the items that appear before the end of the training events are stored as a tokenizer, so that a model of items is
+stored with its vocabulary like a model of text.
 """
 
 from pathlib import Path
@@ -23,18 +23,18 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.spec.files import file_sha256, whole_folder
 from tenfold.spec.vocabulary import Vocabulary
 
-START = "<start>"
+START = "<start>"  # the name of token 0, which begins a history
 
 
 def open_interactions(source: str, home: Path, split: Split = Split()) -> Interactions:
-    """The interactions of a file, a database, or of `synthetic` or `movielens-100k`, made ready in `home`.
+    """The interactions of a file, a database, `synthetic`, `teacher` or `movielens-100k`, prepared once in a folder of `home`.
 
-    Raises TenfoldError where they cannot be had, or too few of them may be learned from or are asked about.
+    Raises TenfoldError if they cannot be read, or if the split leaves no event to learn from or to ask about.
     """
     source = str(movielens()) if source == MOVIELENS else source
     drawn, table = made(source), None
     if drawn is None and (is_database(source) or not Path(source).is_file()):
-        table = read_interactions(source)  # of a database all rows say what it holds; of no file, that there is none
+        table = read_interactions(source)  # all rows of a database, to hash them; for a missing file this raises
     files = [file for file in (Path(source), file_of_items(source)) if file is not None]
     content = [repr(table.to_pydict())] if table is not None else [repr(drawn)] if drawn else [file_sha256(file) for file in files]
     stem = "database" if is_database(source) else Path(source.partition(":")[0]).stem
@@ -54,7 +54,7 @@ def _open(directory: Path, split: Split) -> Interactions:
 
 
 def _write(directory: Path, source: str, table: pa.Table, split: Split) -> None:
-    """Sort events by user and time, those of one time in the order of the table; number the items; leave out copies of a row."""
+    """Sort events by user and time (equal times in the order of the table), leave out copies, number the items, and write all."""
     users, items = (table[name].combine_chunks().dictionary_encode() for name in ("user", "item"))
     user, item, time = users.indices.to_numpy(), items.indices.to_numpy(), table["time"].to_numpy()
     order = np.lexsort((time, user))
@@ -71,11 +71,11 @@ def _write(directory: Path, source: str, table: pa.Table, split: Split) -> None:
     names = items.dictionary.take(pa.array(by_first)).to_pylist()
     known = len(np.unique(item[time < found.until]))
     if START in names:
-        raise TenfoldError(f"{source} has an item called {START!r}, which is what begins a history: give it another name.")
+        raise TenfoldError(f"{source} has an item called {START!r}, the name that begins a history: rename the item.")
     if not asked or not known:
         raise TenfoldError(
-            f"The split {split.kind} of {source} leaves nothing to learn from or to ask about: it needs a user with three "
-            "interactions, and events on both sides of its moments."
+            f"The split {split.kind} of {source} leaves no events to train on or to test with: it needs a user with three "
+            "interactions, and events before and after its moments."
         )
     with whole_folder(directory) as scratch:
         others = table.drop_columns(["user", "item", "time"]).take(pa.array(order))
@@ -87,14 +87,14 @@ def _write(directory: Path, source: str, table: pa.Table, split: Split) -> None:
 
 
 def write_names(names: list[str], directory: Path) -> None:
-    """Keep the names of items, by token from 1 on, as the tokenizer of a folder."""
+    """Write the names of items, whose tokens are 1 and up, as the tokenizer of a folder."""
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate([START, *names])}, unk_token=START))
     tokenizer.add_special_tokens([START])
     save_tokenizer(tokenizer, Vocabulary(size=len(names) + 1, bos=0, eos=(0,), special={START: 0}), directory)
 
 
 def _is_copy(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Whether an event is a copy of an earlier one; events are sorted by user and time."""
+    """Whether each event is a copy of an earlier one, bool [events]. Events are sorted by user and time."""
     order = np.lexsort((item, time, user))
     u, i, t = user[order], item[order], time[order]
     same = np.concatenate(([False], (u[1:] == u[:-1]) & (i[1:] == i[:-1]) & (t[1:] == t[:-1])))
@@ -104,7 +104,7 @@ def _is_copy(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray
 
 
 def _first_seen(item: np.ndarray, time: np.ndarray, items: int) -> np.ndarray:
-    """The items in the order of their first event in time."""
+    """The numbers of the items, in the order of their first events."""
     order = np.argsort(time, kind="stable")
     _, first = np.unique(item[order], return_index=True)
     assert len(first) == items
@@ -112,7 +112,7 @@ def _first_seen(item: np.ndarray, time: np.ndarray, items: int) -> np.ndarray:
 
 
 def attributes_of(names: list[str], attributes: pa.Table) -> pa.Table:
-    """Attributes of the items named, in this order; null where nothing is known of one."""
+    """The attributes of the items `names`, in this order; null for an item that `attributes` does not have."""
     place = first_rows(attributes)
     taken = attributes.take(pa.array([place.get(name) for name in names], pa.int64()))
     return taken.set_column(taken.schema.get_field_index("item"), "item", pa.array(names))

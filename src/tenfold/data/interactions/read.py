@@ -1,6 +1,6 @@
 """Read interactions from Parquet, CSV, JSON lines, SQL, MovieLens's `ratings.dat`, RecBole's `.inter`, and `user item` lines.
 
-The table that is read has the columns user and item (text) and time (int64, seconds). All other columns stay as they are:
+The result is a table with the columns user and item (text) and time (int64, seconds). All other columns stay as they are, such as
 `action`, `rating`, `value`, the context of an event (`context_...`) and attributes of its item (`item_...`).
 """
 
@@ -23,7 +23,7 @@ NAMES = {
     "item": ("item", "item_id", "itemId", "movieId"),
     "time": ("time", "timestamp", "ts"),
 }
-TABLE = "interactions"  # the table of a database whose URL names none
+TABLE = "interactions"  # the default table in a database
 Reader = Callable[[Path], pa.Table]
 TABLES: dict[str, Reader] = {
     ".parquet": pa.parquet.read_table,
@@ -31,11 +31,11 @@ TABLES: dict[str, Reader] = {
     ".jsonl": pa.json.read_json,
     ".ndjson": pa.json.read_json,
 }
-UNITS = (1e11, 1e14, 1e17)  # times above these are milli-, micro-, nanoseconds: 1e11 seconds are the year 5138
+UNITS = (1e11, 1e14, 1e17)  # times above these are in milli-, micro-, nanoseconds: 1e11 seconds would be the year 5138
 
 
 def movielens() -> Path:
-    """MovieLens-100K as RecBole's wheel has it. Raises TenfoldError where that is not installed."""
+    """The file of MovieLens-100K in RecBole's wheel. Raises NotInstalled if that is not installed."""
     found = find_spec("recbole")
     if found is None or not found.submodule_search_locations:
         raise NotInstalled("MovieLens-100K comes with RecBole's wheel: run `pip install --no-deps recbole==1.2.1`.")
@@ -47,9 +47,10 @@ def is_database(source: str) -> bool:
 
 
 def read_interactions(source: str) -> pa.Table:
-    """The table of a file, or of a database: `sqlite:///shop.db#events` is its table `events`.
+    """Read the table in a file or a database; `sqlite:///shop.db#events` is the table `events` of a database.
 
-    Raises TenfoldError for what is no such table, an empty field among user, item and time, or times that are none.
+    Raises TenfoldError if there is no such table, if a column is missing, if a user, an item or a time is empty, or if the times
+    are not valid.
     """
     table = _named(_from_database(source) if is_database(source) else _from_file(Path(source)), source)
     if not len(table) or any(table[name].null_count for name in NAMES):
@@ -60,8 +61,8 @@ def read_interactions(source: str) -> pa.Table:
 
 
 def item_attributes(source: str, table: pa.Table) -> pa.Table:
-    """What is known of the items: the columns item and `item_...` of a table, and those of a file beside it: RecBole's `.item`, or
-    MovieLens's `movies.dat`. An item of several rows has the values of its first."""
+    """What is known of the items: the columns of the file beside `source` (RecBole's `.item` or MovieLens's `movies.dat`), or else
+    the columns `item` and `item_...` of the table. An item may have several rows, of which the first counts."""
     columns = [name for name in table.column_names if name.startswith("item_")]
     parts = [table.select(["item", *columns])] if columns else []
     if (file := file_of_items(source)) is not None:
@@ -73,16 +74,17 @@ def item_attributes(source: str, table: pa.Table) -> pa.Table:
 
 
 def file_of_items(source: str) -> Path | None:
-    """The file beside a file of interactions that says what is known of its items, where there is one."""
+    """The file of item attributes beside a file of interactions: RecBole's `.item` or MovieLens's `movies.dat`; None without
+    one."""
     path = Path(source)
     beside = {".inter": path.with_suffix(".item"), ".dat": path.with_name("movies.dat")}.get(path.suffix)
     return beside if beside is not None and not is_database(source) and beside.is_file() else None
 
 
 def read_table(path: Path, readers: Mapping[str, Reader] = TABLES) -> pa.Table:
-    """The table in a file, by how its name ends. Raises TenfoldError where that names no table, or the file holds none."""
+    """Read a table with the reader for the file's suffix. Raises TenfoldError for an unknown suffix, or an unreadable file."""
     if path.suffix not in readers:
-        raise TenfoldError(f"{path} is no table: give a file that ends in {', '.join(readers)}.")
+        raise TenfoldError(f"{path} is not a table: give a file that ends in {', '.join(readers)}.")
     try:
         return readers[path.suffix](path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
@@ -104,7 +106,7 @@ def _tsv(path: Path) -> pa.Table:
 
 
 def _delimited(path: Path, delimiter: str, columns: list[str]) -> pa.Table:
-    """A file without a header. One of `user item` pairs alone has the order of its lines for times."""
+    """Read a file without a header. If it has only pairs of user and item, the line numbers are the times."""
     text = path.read_bytes().decode("latin-1" if delimiter == "::" else "utf-8")
     rows = [line.split(delimiter) if delimiter == "::" else line.split() for line in text.splitlines() if line.strip()]
     if bad := next((i for i, row in enumerate(rows, 1) if len(row) != len(columns)), 0):
@@ -130,18 +132,18 @@ def _from_database(source: str) -> pa.Table:
             parts = [pa.Table.from_pylist([dict(row) for row in part]) for part in rows.partitions()]
         engine.dispose()
     except NoSuchTableError:
-        raise TenfoldError(f"The database has no table {name or TABLE!r}: name one behind a # in the URL.") from None
+        raise TenfoldError(f"The database has no table {name or TABLE!r}: name one after a # in the URL.") from None
     except (SQLAlchemyError, ImportError) as error:
         raise TenfoldError(f"The database cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from None
     return pa.concat_tables(parts, promote_options="permissive") if parts else pa.table({name: [] for name in NAMES})
 
 
 def _named(table: pa.Table, source: str) -> pa.Table:
-    """The table with its user, item and time columns renamed to these names. Raises TenfoldError where one is missing."""
+    """The table with its columns renamed to user, item and time. Raises TenfoldError if one is missing."""
     names = [name.split(":")[0] for name in table.column_names]  # RecBole writes user_id:token
     found = {kind: next((names.index(known) for known in NAMES[kind] if known in names), None) for kind in NAMES}
     if missing := [kind for kind, place in found.items() if place is None]:
-        raise TenfoldError(f"{source} has no column {missing[0]!r}: it has {', '.join(names)}.")
+        raise TenfoldError(f"{source} has no column {missing[0]!r}, only {', '.join(names)}: rename one.")
     ours = {place: kind for kind, place in found.items()}
     return table.rename_columns([ours.get(i, name) for i, name in enumerate(names)])
 
@@ -154,7 +156,7 @@ def _text(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
 
 
 def _seconds(column: pa.ChunkedArray, source: str) -> np.ndarray:
-    """Times in seconds, int64: numbers in the unit that their size speaks for, dates, and texts of either."""
+    """Times in seconds, int64, from numbers (whose unit is guessed from their size, `UNITS`), dates, or text of either."""
     try:
         if pa.types.is_string(column.type):
             try:

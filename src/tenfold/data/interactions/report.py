@@ -1,4 +1,4 @@
-"""What a person should know of interactions before a model learns from them: ties in time, repeats, bots, the long tail, leaks."""
+"""A report of what to know about interactions before training on them: ties in time, repeats, bots, rare items, leaks."""
 
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,17 @@ from tenfold.data.interactions.events import Interactions
 from tenfold.spec.files import write_json
 
 REPORT = "report.json"
-BOT = 100  # a user with this many times the median user's events, and more than a thousand, may be a bot
-RARE = 5  # hardly anything is learned of an item with fewer events
+BOT = 100  # a user with more than 1,000 events and this many times the median may be a bot
+RARE = 5  # an item with fewer events is rare: a model learns little about it
 
 
 def write_report(directory: Path, of: Interactions, copies: int) -> None:
-    """Write `report.json` beside the interactions; `copies` are rows that were left out since another says the same."""
+    """Write `report.json` beside the interactions; `copies` is the number of rows that were left out as copies of others."""
     write_json(directory / REPORT, report(of, copies))
 
 
 def report(of: Interactions, copies: int = 0) -> dict[str, Any]:
-    """Counts and shares of events, and `warnings`, a sentence each."""
+    """The report: counts, shares of events (0 to 1), and `warnings`, which are sentences."""
     length, item_counts = np.diff(of.offsets), np.bincount(of.items)[1:]
     item_counts = np.sort(item_counts[item_counts > 0])[::-1]
     user, same_user = of.user_of, of.user_of[1:] == of.user_of[:-1]
@@ -73,32 +73,32 @@ def _warnings(found: dict[str, Any]) -> list[str]:
     said = [
         (
             found["tied_share"] > few,
-            f"{found['tied_share']:.0%} of the events share their time with another of the user: their order within a time is that "
-            "of the table, and results of another order differ.",
+            f"{found['tied_share']:.0%} of the events have the same time as another event of the user: they stay in the order of "
+            "the table, and another order gives other results.",
         ),
         (
             late > few,
-            f"{late:.0%} of the training happened after half of the test: what is found is what papers report, and not what a "
-            "model would have known in its time; the split temporal has no such leak.",
+            f"{late:.0%} of the training events are later than half of the test events: the metrics compare with those in papers, "
+            "but a model in use cannot know the future; the split temporal has no such leak.",
         ),
         (
             found["bots"] > 0,
-            f"{found['bots']} users have more than a thousand events and {BOT} times the median, {bots:.0%} of all "
-            "events: they may be machines.",
+            f"{found['bots']} users have more than 1,000 events and more than {BOT} times the median, {bots:.0%} of all events: "
+            "they may be bots.",
         ),
         (
             found["test_items_not_in_training"] > few,
-            f"{found['test_items_not_in_training']:.0%} of the test are items that the training never saw: a model without a "
-            "content tower misses them.",
+            f"{found['test_items_not_in_training']:.0%} of the test events are of items that do not occur in training: a model "
+            "without a content tower misses them.",
         ),
         (
             found["repeated_share"] > few,
-            f"{found['repeated_share']:.0%} of the events repeat an item of the same user: metrics leave a user's items out, but "
-            "for the one that came.",
+            f"{found['repeated_share']:.0%} of the events repeat an item of the same user: the metrics leave out the items that a "
+            "user had before, except the item of the event.",
         ),
         (
             found["first"] == found["last"],
-            "All events have the same time: histories are in the order of the table, and a temporal split says nothing.",
+            "All events have the same time: histories are in the order of the table, and a temporal split means nothing.",
         ),
     ]
     return [sentence for holds, sentence in said if holds]

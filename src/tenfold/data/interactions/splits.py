@@ -1,6 +1,6 @@
-"""Splits of interactions in time: which part of each user's history is for training, and which are held out.
+"""Splits of interactions in time: which part of each user's history is for training, validation and test.
 
-Histories are in the order of time, so all that a split needs is where in each its training, its validation and its test end.
+Histories are sorted by time, so a split is given by the ends of these three parts in each history.
 """
 
 from itertools import pairwise
@@ -15,10 +15,13 @@ Held = Literal["validation", "test"]
 
 
 class Split(Struct, frozen=True):
-    """`temporal`: the test are the events from the share `begin` of all on, up to the share `end`; the validation are those of the
-    share `validation` before. All users share these moments, so nothing that is learned from comes after what is asked about.
+    """How events are split.
 
-    `leave-one-out`: the test is every user's last event, the validation the one before it, as papers have it.
+    `temporal`: of all events sorted by time, those from the share `begin` up to the share `end` are the test, those of the share
+    `validation` before are the validation, and earlier ones are for training. These moments are the same for all users, so no
+    training event is later than a test event.
+
+    `leave-one-out`: every user's last event is the test, the one before it the validation, as is common in papers.
     """
 
     kind: Literal["temporal", "leave-one-out"] = "temporal"
@@ -28,11 +31,13 @@ class Split(Struct, frozen=True):
 
     @property
     def name(self) -> str:
+        """A name that identifies the split and its shares."""
         return self.kind if self.kind == "leave-one-out" else f"{self.kind}-{self.begin:g}-{self.end:g}-{self.validation:g}"
 
 
 class Ends(NamedTuple):
-    """Where parts of each user's history end, int64 [users] each, and the moment, in seconds, from which items are new."""
+    """The ends of the parts of each user's history, int64 [users] each; items whose first event is at the time `until` (seconds) or
+    later are unknown in training."""
 
     training: np.ndarray
     validation: np.ndarray
@@ -41,9 +46,9 @@ class Ends(NamedTuple):
 
 
 def ends(split: Split, offsets: np.ndarray, times: np.ndarray) -> Ends:
-    """The ends of a split; the history of user u is events `offsets[u]` to `offsets[u + 1]`, whose times int64 [events] rise.
+    """The ends of a split. The history of user u is events `offsets[u]` to `offsets[u + 1]`, whose `times` int64 [events] ascend.
 
-    Of leave-one-out, users of fewer than three events are trained on and not asked about.
+    In leave-one-out, all events of a user with fewer than three are for training.
     """
     length = np.diff(offsets)
     if split.kind == "leave-one-out":
@@ -57,6 +62,6 @@ def ends(split: Split, offsets: np.ndarray, times: np.ndarray) -> Ends:
 
 
 def rolling(cuts: int, first: float = 0.5) -> list[Split]:
-    """So many temporal splits, whose tests together are the events from the share `first` on, each a part of them."""
+    """`cuts` temporal splits whose tests, one after another, cover the events from the share `first` to the end."""
     edges = np.linspace(first, 1.0, cuts + 1)
     return [Split(begin=float(a), end=float(b)) for a, b in pairwise(edges)]

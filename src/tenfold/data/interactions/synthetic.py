@@ -1,6 +1,6 @@
-"""Made interactions whose every probability is known, and with it the lowest loss and the best hit rate that a model can reach.
+"""Synthetic interactions drawn from known probabilities, so that the lowest loss and the best hit rate of any model are known.
 
-A table of them has a column `nats`: how surprising each event was to what drew it. Its mean is the lowest loss of any model.
+Their table has a column `nats`: the negative logarithm of the probability of each event. Its mean is the lowest possible loss.
 """
 
 from dataclasses import dataclass, fields
@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from tenfold.spec.errors import TenfoldError, nearest
 
-FOLLOW = 0.75
+FOLLOW = 0.75  # see ClusterChain
 SYNTHETIC = "synthetic"
 TEACHER = "teacher"
-TOGETHER = 8192  # users that are drawn at once
-STEP_S, SPREAD_S = 3600, 30 * 86400  # between a user's events, and between the first events of all
+TOGETHER = 8192  # users that are drawn at a time
+STEP_S, SPREAD_S = 3600, 30 * 86400  # between a user's events; the span of all users' first events
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Made:
         raise NotImplementedError
 
     def weights(self, drawn: np.ndarray) -> np.ndarray:
-        """How likely every next item is after `drawn` int [users, events], up to a factor: [users, items]."""
+        """Unnormalised probabilities of the next item after `drawn` int [users, events]: [users, items]."""
         raise NotImplementedError
 
     def table(self) -> pa.Table:
-        """The interactions, as a file would have them, and `nats`."""
+        """Draw the interactions: a table with the columns user, item, time and nats."""
         rng = np.random.default_rng((self.seed, 1))
         parts = [self._draw(rng, min(TOGETHER, self.users - first)) for first in range(0, self.users, TOGETHER)]
         drawn, nats = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -61,8 +61,8 @@ class Made:
 class ClusterChain(Made):
     """A Markov chain over clusters of items; item i is in cluster i // `per_cluster`.
 
-    With probability `FOLLOW` the next item is of the cluster that follows the last item's, else of any; within a cluster the first
-    are likelier. Nobody takes an item twice.
+    With probability `FOLLOW` the next item is from the cluster that follows the last item's cluster, else from any; within a
+    cluster the first items are likelier. No user has an item twice.
     """
 
     clusters: int = 24
@@ -89,8 +89,11 @@ class ClusterChain(Made):
 
 @dataclass(frozen=True)
 class Teacher(Made):
-    """Softmax of a fixed random model of the last `order` items, whose directions matter less and less, as k^-`decay`: the longer
-    one trains and the wider the student, the more of them it finds, so that its loss falls as a power of the compute."""
+    """The next item is drawn from the softmax of a fixed random linear model of the last `order` items.
+
+    The k-th of its `dim` dimensions is scaled by k^-`decay`. A wider student that trains longer learns more of them, so its loss
+    falls as a power of the compute.
+    """
 
     length: int = 50
     n_items: int = 1000
@@ -105,7 +108,8 @@ class Teacher(Made):
 
     @cached_property
     def _tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Vectors of the last items by their place [order, items, dim], of the next item [items, dim], and popularity [items]."""
+        """The vectors of the last items by position [order, items, dim], of the next item [items, dim], and log-popularity
+        [items]."""
         rng, n = np.random.default_rng((self.seed, 3)), self.n_items
         spectrum = np.arange(1, self.dim + 1) ** -self.decay
         spectrum *= self.strength / np.linalg.norm(spectrum)
@@ -123,7 +127,7 @@ class Teacher(Made):
 
 
 def made(source: str) -> Made | None:
-    """The generator of `synthetic`, or of `teacher:users=200000,length=50`; None where the name is another's."""
+    """The generator of `synthetic`, or of `teacher:users=200000,length=50`; None for any other source. Raises TenfoldError."""
     name, _, text = source.partition(":")
     kind = {SYNTHETIC: ClusterChain, TEACHER: Teacher}.get(name)
     if kind is None:
@@ -135,4 +139,4 @@ def made(source: str) -> Made | None:
     try:
         return kind(**{key: known[key](value) for key, _, value in given})
     except ValueError:
-        raise TenfoldError(f"The settings of {source} are numbers: write for example {name}:users=1000.") from None
+        raise TenfoldError(f"The settings of {source} must be numbers: write for example {name}:users=1000.") from None

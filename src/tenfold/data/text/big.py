@@ -1,10 +1,10 @@
-"""Cleaning and deduplication of a corpus that one machine cannot hold, on `datatrove`.
+"""Cleaning and deduplication of a corpus that is too large for one machine, with `datatrove`.
 
-One pipeline in four stages, for its local, Slurm and Ray executors: documents are read and filtered by the same code as
-`tenfold data build` uses, in parallel tasks; near copies are found by MinHash over the same word 5-grams, in `BUCKETS` bands
-of `HASHES` (FineWeb's; a pair of similarity 0.8 shares one with probability 0.92), and one document of each cluster stays.
-What comes out is Parquet, which `tenfold data build` reads. Unlike there, clusters are transitive and similarity is not
-checked once more after a band is shared.
+One pipeline of five stages, for datatrove's local, Slurm and Ray executors. Documents are read and filtered in parallel tasks, by
+the same code as in `tenfold data build`; near copies are found by MinHash over the same word 5-grams, in `BUCKETS` bands of
+`HASHES` hashes (as for FineWeb; two documents of similarity 0.8 share a band with probability 0.92), and one document of each
+cluster is kept. The result is Parquet, which `tenfold data build` reads. Unlike there, clusters are transitive, and documents
+that share a band are not compared further.
 """
 
 import pkgutil
@@ -24,7 +24,7 @@ from tenfold.spec.files import read_facts, write_json
 from tenfold.spec.plugins import load
 
 BUCKETS, HASHES = 14, 8
-# datatrove's executors by the names of our launchers that they correspond to
+# datatrove's executors, by the names of the launchers that they correspond to
 EXECUTORS = {
     "local": "datatrove.executor:LocalPipelineExecutor",
     "slurm": "datatrove.executor:SlurmPipelineExecutor",
@@ -42,11 +42,12 @@ def clean_big(
     partition: str = "",
     limit: str = "24:00:00",
 ) -> None:
-    """Clean and deduplicate the files below `source` to `out/clean/*.parquet`, in `tasks` tasks a stage.
+    """Clean and deduplicate the files in the folder `source` to `out/clean/*.parquet`, in `tasks` tasks per stage.
 
-    `on` is a launcher's name. Between the stages everything lies in `out`; a stage's tasks that are done are not done again.
-    On Slurm the jobs are submitted and wait for one another; on the others the call returns when all is done. Raises
-    TenfoldError.
+    `on` is the name of a launcher. The stages' results are kept in `out`, so that finished tasks are not run again. On Slurm the
+    jobs are submitted, each stage waiting for the one before, with the time limit `limit` (hours:minutes:seconds); elsewhere the
+    call returns when all stages are done. Raises TenfoldError for impossible options, other input than that of earlier stages in
+    `out`, and (except on Slurm) if no usable text is left.
     """
     try:
         from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter
@@ -55,14 +56,14 @@ def clean_big(
     except ImportError as error:
         raise NotInstalled(f"Cleaning in many tasks needs datatrove: pip install 'tenfold[bigdata]' ({error}).") from None
     if on not in EXECUTORS:
-        load("launchers", on)  # raises its own error for an unknown launcher
-        raise TenfoldError(f"datatrove does not run on {on!r}: say {', '.join(EXECUTORS)}.")
+        load("launchers", on)  # raises a TenfoldError for an unknown launcher
+        raise TenfoldError(f"datatrove does not run on {on!r}: choose one of {', '.join(EXECUTORS)}.")
     if on == "slurm" and not partition:
-        raise TenfoldError("Slurm needs to know where to run: say --partition.")
+        raise TenfoldError("Slurm needs to know where to run: give --partition.")
     if tasks < 1:
         raise TenfoldError(f"A pipeline needs at least one task, not {tasks}.")
     if not source.is_dir():
-        raise TenfoldError(f"{source} is no folder: a corpus for many tasks is a folder of files that they share.")
+        raise TenfoldError(f"{source} is not a folder: give a folder of text files, which the tasks divide among them.")
     out = out.resolve()
     chosen(options.filters)
     check_columns(source, options.text_column)
@@ -89,15 +90,15 @@ def clean_big(
         if name == "filter" and on != "slurm":
             before.run()
             if not any(Path(folder["filtered"]).glob("*")):
-                raise TenfoldError(f"{source} has no usable text: {out / 'dropped'} says what was left out.")
+                raise TenfoldError(f"{source} has no usable text: see {out / 'dropped'} for what was left out.")
     before.run()  # runs the stages that it depends on first
 
 
 def _require_same(out: Path, recipe: dict[str, Any]) -> None:
-    """Note what is cleaned. Raises TenfoldError where `out` has stages of other input, since finished stages are not run again."""
+    """Record what is cleaned. Raises TenfoldError if `out` has stages of other input, since finished stages are not run again."""
     if (out / "logs").exists() and read_facts(out / "recipe.json") != recipe:
         raise TenfoldError(
-            f"{out} has stages of other text, or read otherwise or in another number of tasks: choose another folder."
+            f"{out} has stages of other text, of other options or of another number of tasks: choose another folder."
         )
     write_json(out / "recipe.json", recipe)
 
@@ -110,7 +111,7 @@ def minhash_config() -> Any:
 
 
 class Read:
-    """The documents of every `world_size`-th file, as datatrove takes them; what cannot be read comes with its problem."""
+    """A step of the pipeline: reads every `world_size`-th file. A document that cannot be read has a `problem` in its metadata."""
 
     def __init__(self, source: Path, options: ReadOptions) -> None:
         self.source, self.options = source, options
@@ -126,7 +127,7 @@ class Read:
 
 
 class Filter:
-    """Drops what `tenfold data build` drops, and counts it in `out/RANK.json`: documents for each reason."""
+    """A step of the pipeline: drops what `tenfold data build` drops, and writes to `out/RANK.json` how many for each reason."""
 
     def __init__(self, out: Path, filters: str) -> None:
         self.out, self.filters = out, filters
@@ -143,12 +144,12 @@ class Filter:
 
 
 def signature_step(folder: str) -> Any:
-    """datatrove's MinHash signatures, over the word 5-grams of `data.copies`."""
+    """datatrove's step for MinHash signatures, over the word 5-grams of `data.text.dedup`."""
     from datatrove.pipeline.dedup.minhash import MinhashDedupSignature
     from datatrove.utils.word_tokenizers import WordTokenizer
 
     class NoWords(WordTokenizer):
-        """Words are found by `data.copies`; datatrove's own tokenizers need further packages."""
+        """Not used, as `data.text.dedup` finds the words; datatrove's own tokenizers would need further packages."""
 
         def word_tokenize(self, text: str) -> list[str]:
             return text.split()

@@ -1,4 +1,4 @@
-"""From a source to the documents worth training on: good ones, without copies, in two splits."""
+"""Read a source, filter and deduplicate its documents, and divide them into two splits."""
 
 import time
 from collections.abc import Iterator
@@ -16,12 +16,15 @@ from tenfold.data.text.spool import Spool
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.terminal import progress
 
-VALIDATION_SHARE = 0.03
-TOKENIZER_SAMPLE_BYTES = 16 * 2**20
+VALIDATION_SHARE = 0.03  # of the documents
+TOKENIZER_SAMPLE_BYTES = 16 * 2**20  # of text on which a tokenizer is trained
 
 
 def clean(source: str | Path, spool: Spool, options: TextOptions, quiet: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The records in `spool` of the documents of each split, and a report of what was read, dropped and kept."""
+    """Clean `source` into `spool`. Returns the spool's records for each split, and a report of what was read, dropped and kept.
+
+    Raises TenfoldError if fewer than two documents are left.
+    """
     report = _read(source, spool, options, quiet)
     kept = _without_copies(spool, options.dedup, report["dropped"])
     report |= {"kept_documents": len(kept), "kept_bytes": int(kept["bytes"].sum(dtype=np.int64))}
@@ -29,7 +32,7 @@ def clean(source: str | Path, spool: Spool, options: TextOptions, quiet: bool) -
 
 
 def sample(spool: Spool, documents: np.ndarray) -> Iterator[str]:
-    """The text that a tokenizer is trained on: the first documents, a random sample, as they are sorted by hash."""
+    """The text to train a tokenizer on: the first documents. They are a random sample, since documents are sorted by hash."""
     given = 0
     for text in spool.texts(documents):
         yield text.decode("utf-8")
@@ -39,12 +42,12 @@ def sample(spool: Spool, documents: np.ndarray) -> Iterator[str]:
 
 
 def progress_bar(quiet: bool) -> Progress:
-    """A bar with a description and a speed; nothing is shown without a terminal."""
+    """A progress bar with a description and a speed; nothing is shown without a terminal."""
     return progress(TimeElapsedColumn(), field="speed", quiet=quiet)
 
 
 def _read(source: str | Path, spool: Spool, options: TextOptions, quiet: bool) -> dict[str, Any]:
-    """Put the documents of good quality in the spool; returns how many were read, and dropped for each reason."""
+    """Add the documents that pass the filters to the spool; returns how many were read, and dropped for each reason."""
     dropped: dict[str, dict[str, Any]] = {}
     documents = size = 0
     began = time.perf_counter()
@@ -67,7 +70,7 @@ def _read(source: str | Path, spool: Spool, options: TextOptions, quiet: bool) -
 
 
 def _without_copies(spool: Spool, dedup: str, dropped: dict[str, dict[str, Any]]) -> np.ndarray:
-    """The records of the documents that are no copies of the kind `dedup`, sorted by key; copies are added to `dropped`."""
+    """The records of the documents that are kept by `dedup`, sorted by key; the copies are counted in `dropped`."""
     records = spool.records()
     none = np.zeros(len(records), dtype=bool)
     exact = none if dedup == "none" else copies(records["key"])
@@ -82,14 +85,14 @@ def _without_copies(spool: Spool, dedup: str, dropped: dict[str, dict[str, Any]]
 
 
 def _split(source: str | Path, documents: np.ndarray, dropped: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The records of each split: validation has the smallest keys, `VALIDATION_SHARE` of all but at least one."""
+    """The records of each split. Validation has the smallest keys: `VALIDATION_SHARE` of the documents, and at least one."""
     if not len(documents):
         why = ", ".join(f"{entry['documents']} {problem}" for problem, entry in dropped.items()) or "it has no files"
         raise TenfoldError(f"The corpus {str(source)!r} has no usable text: {why}.")
     if len(documents) < 2:
         raise TenfoldError(
             f"The corpus {str(source)!r} has only one usable document, too few to keep some for validation: add documents, "
-            "or cut long ones in parts."
+            "or divide long ones."
         )
     validation = max(1, int(np.searchsorted(documents["key"], int(VALIDATION_SHARE * 2**64))))
     validation = min(validation, len(documents) - 1)

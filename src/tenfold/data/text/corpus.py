@@ -1,11 +1,11 @@
-"""A corpus on disk: memory-mapped tokens, the tokenizer that made them, and what was left out.
+"""A corpus on disk: memory-mapped tokens, the tokenizer that made them, and a report of what was left out.
 
     manifest.json  tokenizer.json  tokenizer_config.json  generation_config.json  token_bytes.npy
     train-00000.bin ...  train-documents.bin  validation-00000.bin ...  validation-documents.bin
 
-Each document is its tokens, after the token that begins a text where the vocabulary has one, and before the one that ends
-it. Documents stand in the order of their hashes, so that neighbours have nothing in common, and those with the smallest
-hashes are the validation split.
+Each document is stored as the token that begins a text (if the vocabulary has one), its own tokens, and the token that ends a
+document. Documents are sorted by their hashes, so that neighbours are unrelated; those with the smallest hashes are the validation
+split.
 """
 
 import json
@@ -37,20 +37,20 @@ from tenfold.spec.units import si
 from tenfold.spec.versions import require_version
 from tenfold.spec.vocabulary import Vocabulary
 
-FORMAT = 3
-BATCH_BYTES = 8 * 2**20
+FORMAT = 3  # of manifest.json
+BATCH_BYTES = 8 * 2**20  # of text that is tokenized at once
 SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus on disk. Sizes in tokens, and in bytes of clean text."""
+    """A corpus on disk; `manifest` is its manifest.json, with sizes in documents, tokens, and bytes of clean text."""
 
     directory: Path
     manifest: dict[str, Any]
 
     def __reduce__(self) -> Any:
-        """Another process opens the corpus again, and is sent no tokens."""
+        """Pickle only the path: another process opens the corpus again."""
         return open_corpus, (self.directory,)
 
     @cached_property
@@ -63,16 +63,16 @@ class Corpus:
 
     @property
     def is_remote(self) -> bool:
-        """Whether tokens may have to come from an object store."""
+        """Whether tokens may have to be fetched from an object store."""
         return False
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of its tokens and its tokenizer: equal corpora have equal ones, wherever they are."""
+        """A hash of its tokens and its tokenizer, the same for equal corpora in any place."""
         return digest({name: facts["sha256"] for name, facts in self.manifest["files"].items()})
 
     def opening(self, tokens: int) -> str:
-        """How a text that is not trained on begins, in at most so many tokens."""
+        """The beginning of a validation document, at most `tokens` tokens: a prompt that is not in the training text."""
         first = self.tokens("validation").document(0)[len(self.vocabulary.begin) : -1]
         return self.tokenizer.decode(first[:tokens].tolist()).strip("\ufffd")
 
@@ -97,7 +97,7 @@ class Corpus:
         return self._shards[split]
 
     def text(self, split: str, document: int) -> str:
-        """The text of a document."""
+        """The text of the document of this number in a split."""
         return self.tokenizer.decode(self.tokens(split).document(document)[len(self.vocabulary.begin) : -1].tolist())
 
     @cached_property
@@ -115,13 +115,13 @@ def build(
     options: TextOptions = TextOptions(),
     quiet: bool = False,
 ) -> Corpus:
-    """Clean, deduplicate, tokenize and write `source` to `out`; a corpus that is there already is opened.
+    """Clean, deduplicate and tokenize `source` to `out`. A corpus that is there already is opened, if it was made in the same way.
 
-    `source` is a folder, a file, or the name of a corpus that every machine has (`data.text.sources.NAMED`). The tokenizer
-    is that of `tokenizer_from` (a corpus, a Hugging Face directory or a GGUF file), else one of `vocab_size` tokens is
-    trained. Nothing is left at `out` unless all went well. Memory does not grow with the text, but for about 60 bytes a
-    document; the disk holds the clean text once beside the tokens while it runs. Raises TenfoldError where nothing usable
-    is found or the disk is full.
+    `source` is a folder, a file, or the name of a corpus that every machine has (`data.text.sources.NAMED`). The tokenizer is
+    that of `tokenizer_from` (a corpus, a Hugging Face directory or a GGUF file); without it, one of `vocab_size` tokens is
+    trained. After an error nothing is left at `out`. Memory is bounded, except for about 60 bytes per document; while it runs,
+    the disk needs room for the clean text beside the tokens. Raises TenfoldError if `out` holds another corpus, if no usable text
+    is found, or if the disk is full.
     """
     if tokenizer_from is None and vocab_size < SMALLEST_VOCABULARY:
         raise TenfoldError(f"A byte-level vocabulary needs at least {SMALLEST_VOCABULARY} tokens, not {vocab_size}.")
@@ -150,13 +150,13 @@ def build(
 
 
 def text_recipe(source: str | Path, options: TextOptions, known: Mapping[str, str], quiet: bool) -> tuple[dict[str, Any], str]:
-    """The text of a corpus, as its recipe has it, and the listing of its files."""
+    """The part of a corpus's recipe that describes its text, and the listing of the files (`data.fingerprint`)."""
     found = fingerprint(partial(files_in, source), known, quiet)
     return {"content": found.content} | options.recipe, found.listing
 
 
 def retokenize(corpus: Corpus, out: Path, tokenizer_from: Path, *, quiet: bool = False) -> Corpus:
-    """The documents of a corpus, in the same order and splits, in the tokens of another tokenizer; opened where it is there."""
+    """Write a corpus again to `out` with another tokenizer, in the same order and splits; if it is there already, it is opened."""
     recipe = retokenized_recipe(corpus, tokenizer_from)
     if (out / "manifest.json").exists():
         return _existing(out, recipe)
@@ -172,13 +172,14 @@ def retokenize(corpus: Corpus, out: Path, tokenizer_from: Path, *, quiet: bool =
 
 
 def retokenized_recipe(corpus: Corpus, tokenizer_from: Path) -> dict[str, Any]:
-    """What `retokenize` makes: the same as `build` of the same text, where the corpus says of which text it was made."""
+    """The recipe of what `retokenize` makes. It equals that of `build` from the same text, if the corpus records its text."""
     text = corpus.manifest.get("recipe", {"content": corpus.fingerprint, "text_column": "text"})
     return text | {"tokenizer": _usable(tokenizer_from)}
 
 
 def open_corpus(directory: Path, verify: bool = False) -> Corpus:
-    """Open a corpus. Sizes are always checked, checksums with `verify`. Raises TenfoldError for a damaged one."""
+    """Open a corpus. The sizes of its files are checked, and with `verify` their checksums. Raises TenfoldError if it is
+    damaged."""
     path = directory / "manifest.json"
     if not path.exists():
         raise TenfoldError(f"{directory} holds no corpus: make one with `tenfold data build`.")
@@ -191,7 +192,7 @@ def open_corpus(directory: Path, verify: bool = False) -> Corpus:
 
 
 def read_manifest(written: str | bytes, where: Path | str) -> dict[str, Any]:
-    """The manifest of the corpus at `where`. One of format 2 has the vocabulary that all corpora had then."""
+    """Parse the manifest of the corpus at `where`; format 2 implies the vocabulary of `train_tokenizer`. Raises TenfoldError."""
     try:
         manifest = json.loads(written)
         number, _, size = manifest["format"], manifest["files"], manifest["vocab_size"]
@@ -209,12 +210,12 @@ def _damage(file: Path, facts: dict[str, Any], verify: bool) -> str:
     if file.stat().st_size != facts["bytes"]:
         return f"is damaged (it has {file.stat().st_size} bytes and not {facts['bytes']})"
     if verify and _facts(file) != facts:
-        return "is damaged (its checksum is another)"
+        return "is damaged (its checksum differs)"
     return ""
 
 
 def require_tokens(corpus: Corpus, needed: float, max_epochs: float) -> float:
-    """How often the corpus is read for `needed` tokens. Raises TenfoldError where that is more than `max_epochs`."""
+    """The number of epochs in which the corpus gives `needed` tokens. Raises TenfoldError if it is more than `max_epochs`."""
     epochs = needed / max(1, corpus.train_tokens)
     if epochs > max_epochs:
         missing = (needed / max_epochs - corpus.train_tokens) / max(1, corpus.train_tokens)
@@ -246,7 +247,7 @@ def _existing(out: Path, recipe: Mapping[str, Any]) -> Corpus:
 
 
 def _usable(tokenizer_from: Path) -> str:
-    """The hash of a tokenizer. Raises TenfoldError for one that no corpus can be made with."""
+    """The hash of a tokenizer. Raises TenfoldError for one that a corpus cannot be made with."""
     _ = read_vocabulary(tokenizer_from).document_end, token_bytes(read_tokenizer(tokenizer_from))
     return tokenizer_hash(tokenizer_from)
 
@@ -268,7 +269,7 @@ def _train_tokenizer(source: str, texts: Iterable[str], vocab_size: int, scratch
 
 
 def _tokenize(texts: Mapping[str, Iterable[bytes]], size: int, scratch: Path, quiet: bool) -> dict[str, Any]:
-    """Write `size` bytes of text in the tokens of the tokenizer in `scratch`; returns what the manifest says of them."""
+    """Tokenize `texts`, `size` bytes in all, with the tokenizer in `scratch`; returns their part of the manifest."""
     vocabulary, encode = read_vocabulary(scratch), TextEncoder(read_tokenizer(scratch))
     dtype = "uint16" if vocabulary.size <= 2**16 else "uint32"
     files = {file.name: _facts(file) for file in sorted(scratch.iterdir()) if file.is_file()}
@@ -304,7 +305,7 @@ def _write_manifest(scratch: Path, facts: dict[str, Any], began: float) -> None:
 
 
 def _groups(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Texts in groups of about `BATCH_BYTES`, enough for every core."""
+    """Texts in groups of about `BATCH_BYTES`, so that all cores have work."""
     group: list[bytes] = []
     size = 0
     for text in texts:

@@ -1,4 +1,4 @@
-"""Copies and near copies, found with 24 bytes of memory a document; the signatures stay on disk."""
+"""Find copies and near copies, with about 24 bytes of memory per document; the MinHash signatures stay on disk."""
 
 import sys
 from functools import cache
@@ -10,22 +10,23 @@ from rensa import RMinHash
 
 from tenfold.data.text.filters import UNSPACED
 
-PERMUTATIONS = 64
-BANDS = 16
+PERMUTATIONS = 64  # values in a MinHash signature
+BANDS = 16  # groups of ROWS values: documents with an equal band are compared
 ROWS = PERMUTATIONS // BANDS
-NEAR_COPY = 0.8
+NEAR_COPY = 0.8  # estimated Jaccard similarity from which a document is a near copy
 SHINGLE_WORDS = 5
-_CHUNK = 2**16
+_CHUNK = 2**16  # signatures that are read at a time
 _BASE = 0x9E3779B97F4A7C15 | 1
 _INVERSE = pow(_BASE, -1, 2**64)
 _IN_WORD, _WORD = 1, 2  # a character that is part of a word; a character that is a word by itself
 
 
 def signature(text: bytes) -> np.ndarray:
-    """MinHash of a text's word 5-grams, uint32 [PERMUTATIONS]: the share of equal places estimates the Jaccard similarity.
+    """The MinHash of a text's word 5-grams, uint32 [PERMUTATIONS]. The share of equal values in two signatures estimates the
+    Jaccard similarity of the texts.
 
-    A word is a run of letters, marks, digits and underscores; in scripts without spaces every character is one. Signatures
-    are equal on every machine.
+    A word is a run of letters, marks, digits and underscores; in scripts without spaces every character is a word. Signatures are
+    the same on every machine.
     """
     hashes = word_shingles(text)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, [0, len(hashes)], PERMUTATIONS, 1)
@@ -33,14 +34,14 @@ def signature(text: bytes) -> np.ndarray:
 
 
 def word_shingles(text: bytes, size: int = SHINGLE_WORDS) -> np.ndarray:
-    """Hashes of all word n-grams of a text in UTF-8, uint64, repeated ones too; of all words where there are fewer."""
+    """A hash of every n-gram of `size` words in a UTF-8 text, uint64; of a shorter text, one hash of all its words."""
     if not text.isascii():
         return _shingles(_words(np.frombuffer(text.decode().encode("utf-32-le"), dtype=np.uint32)), size)
     return _shingles(_words(np.frombuffer(text, dtype=np.uint8)), size)
 
 
 def copies(keys: np.ndarray) -> np.ndarray:
-    """Which of the documents with these hashes are exact copies of an earlier one: bool [documents]."""
+    """Which documents are exact copies of an earlier one, by their hashes `keys`: bool [documents]."""
     copy = np.ones(len(keys), dtype=bool)
     copy[np.unique(keys, return_index=True)[1]] = False
     return copy
@@ -49,9 +50,10 @@ def copies(keys: np.ndarray) -> np.ndarray:
 def near_copies(signatures: Path, candidates: np.ndarray) -> np.ndarray:
     """Which documents are near copies of one that is kept: bool [documents].
 
-    `signatures` is a file of uint32 [documents, PERMUTATIONS], `candidates` bool [documents] says which count. Of those
-    left, no two share a band and have an estimated Jaccard similarity of `NEAR_COPY`; the earlier one of two is kept.
-    Bands are taken one after another, so that memory holds one 64-bit hash of each document and its order.
+    `signatures` is a file of uint32 [documents, PERMUTATIONS]; documents where `candidates` (bool [documents]) is False are
+    ignored. Among the documents kept, no two share a band and have an estimated Jaccard similarity of `NEAR_COPY` or more; of two
+    that would, the earlier is kept. The bands are processed one after another, so that memory holds only a hash and an index per
+    document.
     """
     kept = candidates.copy()
     stored = np.memmap(signatures, np.uint32, "r").reshape(-1, PERMUTATIONS) if len(kept) else np.empty((0, PERMUTATIONS))
@@ -68,7 +70,7 @@ def near_copies(signatures: Path, candidates: np.ndarray) -> np.ndarray:
 
 
 def _thin(same: np.ndarray, stored: np.ndarray, kept: np.ndarray) -> None:
-    """Of documents that share a band, keep those that are no near copy of an earlier kept one."""
+    """Of the documents `same`, which share a band, unset `kept` for near copies of an earlier kept one."""
     signatures = stored[same]
     while len(same) > 1:
         near = (signatures[1:] == signatures[0]).mean(axis=1) >= NEAR_COPY
@@ -77,7 +79,7 @@ def _thin(same: np.ndarray, stored: np.ndarray, kept: np.ndarray) -> None:
 
 
 def _band(signatures: Path, band: int, documents: int) -> np.ndarray:
-    """One hash for the places of a band, uint64 [documents], read in parts."""
+    """A hash of each document's values in a band, uint64 [documents]. The file is read in chunks."""
     hashes = np.empty(documents, dtype=np.uint64)
     with signatures.open("rb") as stream:
         for start in range(0, documents, _CHUNK):
@@ -95,9 +97,9 @@ def _combined(places: np.ndarray) -> np.ndarray:
 
 
 def _words(characters: np.ndarray) -> np.ndarray:
-    """A hash of each word, uint64: the differences of a running polynomial modulo 2^64, brought to the same power."""
+    """A hash of each word, uint64: a polynomial modulo 2^64, from the differences of a running sum scaled to the same power."""
     kinds = np.pad(_kinds()[characters], 1)
-    # There is a boundary between two characters unless both are _IN_WORD.
+    # Between two characters is a boundary unless both are _IN_WORD.
     parted = (kinds[1:] != _IN_WORD) | (kinds[:-1] != _IN_WORD)
     starts, ends = np.flatnonzero(parted[:-1] & (kinds[1:-1] > 0)), np.flatnonzero(parted[1:] & (kinds[1:-1] > 0)) + 1
     running = np.zeros(len(characters) + 1, dtype=np.uint64)
@@ -107,7 +109,7 @@ def _words(characters: np.ndarray) -> np.ndarray:
 
 @cache
 def _kinds() -> np.ndarray:
-    """The kind of each character: 0 (no part of a word), `_IN_WORD` or `_WORD`, uint8 [characters of Unicode]."""
+    """The kind of each Unicode character: 0 (not part of a word), `_IN_WORD` or `_WORD`; uint8 [characters]."""
     everything = np.arange(sys.maxunicode + 1, dtype=np.uint32).tobytes().decode("utf-32-le", "surrogatepass")
     kinds = np.zeros(len(everything), dtype=np.uint8)
     for kind, characters in ((_IN_WORD, r"\w\p{M}"), (_WORD, UNSPACED)):
@@ -117,13 +119,14 @@ def _kinds() -> np.ndarray:
 
 
 def _powers(base: int, count: int) -> np.ndarray:
+    """The powers 0 to count - 1 of `base` modulo 2^64."""
     factors = np.full(count, base, dtype=np.uint64)
     factors[:1] = 1
     return np.multiply.accumulate(factors, out=factors)
 
 
 def _shingles(words: np.ndarray, size: int) -> np.ndarray:
-    """Hashes of all runs of `size` words; of all words where there are fewer."""
+    """A hash of every run of `size` words; of all words if there are fewer."""
     size = min(size, len(words))
     out = np.zeros(len(words) - size + 1, dtype=np.uint64)
     for place in range(size):

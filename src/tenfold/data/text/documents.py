@@ -1,4 +1,4 @@
-"""A document, and how a text that is too long becomes several."""
+"""Documents, and the division of long texts into several."""
 
 import io
 import re
@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-MAX_DOCUMENT_BYTES = 2**20  # more tokens than the longest context that is trained
+MAX_DOCUMENT_BYTES = 2**20  # more tokens than in the longest context that is trained
 _BYTE_ORDER_MARK = "\ufeff"
-_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what `rows_as_text` decodes invalid bytes to
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # `rows_as_text` decodes invalid bytes to these
 
 
 def rows_as_text(stream: BinaryIO, newline: str | None = None) -> io.TextIOWrapper:
-    """A stream of UTF-8 as text. Invalid bytes become marks, so that only their own rows are lost."""
+    """A UTF-8 stream as text. Invalid bytes become surrogates, so that only the rows that contain them are dropped."""
     return io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline=newline)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text, where it is from, and, where it could not be read, why (then the text is empty)."""
+    """A text and its origin (`name`). If it could not be read, `problem` says why, and the text is empty."""
 
     name: str
     text: str
@@ -26,7 +26,7 @@ class Document:
 
 
 def document_of(name: str, value: object, column: str) -> Iterator[Document]:
-    """The documents in the text column of a row; where it holds no text, a document that says so as its problem."""
+    """The documents in the text column of a row; if `value` is no text, a document with a problem."""
     if isinstance(value, str) and _NO_UTF8.search(value):
         yield Document(name, "", "not UTF-8")
     elif isinstance(value, str):
@@ -36,7 +36,7 @@ def document_of(name: str, value: object, column: str) -> Iterator[Document]:
 
 
 def pieces(name: str, stream: BinaryIO) -> Iterator[Document]:
-    """Divide the text of a stream into documents of at most `MAX_DOCUMENT_BYTES`, without ever holding more in memory."""
+    """Divide the text of a stream into documents of at most `MAX_DOCUMENT_BYTES`, holding no more than that in memory."""
     data = stream.read(MAX_DOCUMENT_BYTES + 1)
     part = 1
     while True:
@@ -56,7 +56,7 @@ def pieces(name: str, stream: BinaryIO) -> Iterator[Document]:
 
 
 def _boundary(data: bytes) -> int:
-    """Where to part a text that is too long: after a blank line, else a line, else a space, else between characters."""
+    """Where to divide a long text: after a blank line, else a line, else a space, else between characters."""
     for mark in (b"\n\n", b"\n", b" "):
         found = data.rfind(mark, MAX_DOCUMENT_BYTES // 2, MAX_DOCUMENT_BYTES)
         if found >= 0:

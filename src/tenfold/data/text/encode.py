@@ -1,11 +1,10 @@
-"""Text to tokens with all cores, for any tokenizer that `tokenizers` reads, and the bytes that each token stands for.
+"""Encode text on all cores, for any tokenizer that `tokenizers` reads, and count the bytes that each token stands for.
 
-Byte-level BPE of a known split is encoded by `tiktoken`, which is four times faster and gives the same tokens; everything
-else by `tokenizers`. Special tokens are never read out of the text: there they are ordinary characters.
+Byte-level BPE with a known split is encoded by `tiktoken`, which is four times faster and gives the same tokens; everything else by
+`tokenizers`. The names of special tokens in a text are encoded as ordinary characters.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -16,15 +15,16 @@ import tiktoken
 from tokenizers import Tokenizer, models
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.threads import available_cores
 from tenfold.spec.vocabulary import LLAMA3_SPLIT, LLAMA4_SPLIT, byte_characters
 
-# The split inside `ByteLevel` (GPT-2, `encoder.py`), and the same where every digit stands alone (SmolLM).
+# The split inside `ByteLevel` (GPT-2, `encoder.py`), and the same with every digit by itself (SmolLM).
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _DIGITS_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
 
 class TextEncoder:
-    """Turns texts into their tokens, without special ones."""
+    """Turns a list of texts into lists of token ids, without special tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._plain = Tokenizer.from_str(tokenizer.to_str())
@@ -32,7 +32,7 @@ class TextEncoder:
         self._plain.no_truncation()
         self._plain.no_padding()
         self._fast = fast_encoder(tokenizer)
-        # Bytes that the vocabulary has no token for: `tokenizers` leaves them out, `tiktoken` would fail.
+        # Bytes for which the vocabulary has no token: `tokenizers` leaves them out, `tiktoken` would fail on them.
         known = tokenizer.get_vocab()
         self._missing = bytes(byte for character, byte in byte_characters().items() if character not in known)
 
@@ -41,8 +41,8 @@ class TextEncoder:
             return self._slowly(texts)
         slow = {i for i, text in enumerate(texts) if self._lacks(text)} if self._missing else set()
         left = iter(self._slowly([texts[i] for i in sorted(slow)]))
-        threads = len(os.sched_getaffinity(0))
-        found = iter(self._fast.encode_ordinary_batch([t for i, t in enumerate(texts) if i not in slow], num_threads=threads))
+        quick = [text for i, text in enumerate(texts) if i not in slow]
+        found = iter(self._fast.encode_ordinary_batch(quick, num_threads=available_cores()))
         return [next(left) if i in slow else next(found) for i in range(len(texts))]
 
     def _slowly(self, texts: list[str]) -> list[list[int]]:
@@ -54,10 +54,12 @@ class TextEncoder:
 
 
 def fast_encoder(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
-    """The same tokenizer for `tiktoken`, for text whose bytes it knows; None where it could give other tokens.
+    """The same tokenizer for `tiktoken`, for text whose bytes are all in the vocabulary; None if its tokens could differ.
 
-    `tiktoken` merges the pair with the lowest token number first, whichever pair that is. This is the tokenizer's own
-    rule where its merges stand in the order of their tokens, and every token can only be made in one way or in all.
+    `tiktoken` always merges the pair whose result has the lowest id, whether or not that pair is in the list of merges. The
+    tokenizer gives the same tokens if its merges are in the order of their results' ids, and if they build every token from its
+    bytes. A token that they do not build must be one that is looked up as a whole word (`ignore_merges`) and that no unlisted pair
+    of tokens gives.
     """
     stored = json.loads(tokenizer.to_str())
     model, split = stored["model"], _known_split(stored["pre_tokenizer"])
@@ -78,7 +80,7 @@ def fast_encoder(tokenizer: Tokenizer) -> tiktoken.Encoding | None:
 
 
 def _known_split(pre_tokenizer: dict[str, Any] | None) -> str | None:
-    """The regular expression by which a stored pre-tokenizer parts text into what becomes bytes, if it is a known one."""
+    """The regular expression by which a stored byte-level pre-tokenizer splits text, if it is a known one; else None."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
     kinds = [step and step["type"] for step in steps]
     if kinds[-1] != "ByteLevel" or steps[-1]["add_prefix_space"]:
@@ -95,8 +97,8 @@ def _known_split(pre_tokenizer: dict[str, Any] | None) -> str | None:
 
 
 def _merges_by_number(vocabulary: dict[str, int], merges: list[tuple[str, str]], whole_first: bool) -> bool:
-    """Whether merging by listed pairs and by token numbers gives the same tokens. With `whole_first`, a word that is a token as a
-    whole is looked up before any merge."""
+    """Whether merging by the list of merges and by token ids gives the same tokens. With `whole_first`, a word that is itself a
+    token is looked up before any merge."""
     made = [vocabulary.get(left + right, -1) for left, right in merges]
     if any(later < earlier for earlier, later in pairwise(made)):
         return False
@@ -111,10 +113,10 @@ def _merges_by_number(vocabulary: dict[str, int], merges: list[tuple[str, str]],
 
 
 def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
-    """Bytes of text that each token stands for, int32 [size of the vocabulary]; special tokens stand for none.
+    """The bytes of text that each token stands for, int32 [size of the vocabulary]; 0 for special tokens.
 
-    Known of byte-level BPE, and of SentencePiece's kind (a space is written as U+2581, a single byte as `<0x0A>`). Raises
-    TenfoldError for another kind.
+    Known for byte-level BPE and for SentencePiece tokenizers (a space is written as U+2581, a single byte as `<0x0A>`). Raises
+    TenfoldError for any other kind.
     """
     decoder = json.dumps(json.loads(tokenizer.to_str())["decoder"], ensure_ascii=False)
     if '"ByteLevel"' in decoder:
@@ -123,8 +125,8 @@ def token_bytes(tokenizer: Tokenizer) -> np.ndarray:
         count = _sentencepiece_bytes
     else:
         raise TenfoldError(
-            "The tokenizer is neither byte-level BPE nor of SentencePiece's kind, so how many bytes its tokens stand for is not "
-            "known and bits per byte cannot be told: take a model with one of these."
+            "The tokenizer is neither byte-level BPE nor of SentencePiece's kind, so the bytes of its tokens are unknown and bits "
+            "per byte cannot be computed: take a model with one of these."
         )
     written, added = tokenizer.get_vocab(), tokenizer.get_added_tokens_decoder()
     lengths = np.zeros(max(written.values()) + 1, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Quality filters: simple rules that say why a text is not worth training on."""
+"""Quality filters: simple rules that reject texts that are not worth training on, with a reason."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ def _too_short(text: str) -> bool:
 
 
 def _lines_too_long(text: str) -> bool:
-    """Long lines without spaces are minified code or data. Long paragraphs of prose have a space every few letters, or, in scripts
-    without spaces, words of about two characters."""
+    """Whether lines are too long on average: over 1,000 characters with few spaces, as in minified code and data. Long paragraphs
+    of prose have a space every few letters; in scripts without spaces a word is counted for every two characters."""
     if len(text) <= 1000 * max(1, len(text.splitlines())):
         return False
     unspaced = sum(len(run[0]) for run in _UNSPACED.finditer(text))
@@ -41,8 +41,8 @@ def _broken(text: str) -> bool:
     return text.count("\ufffd") > 0.001 * len(text)
 
 
-# By the names that `--filters` takes: why a text is left out, and the rule. Limits are in the spirit of Gopher's (Rae et al.,
-# arXiv 2112.11446, table A1), wide enough for source code.
+# The names for `--filters`: the reason for leaving a text out, and the rule. The limits are like Gopher's (Rae et al., arXiv
+# 2112.11446, table A1), but wide enough for source code.
 RULES: Mapping[str, tuple[str, Callable[[str], bool]]] = {
     "short": ("too short", _too_short),
     "long-lines": ("lines too long (minified or data)", _lines_too_long),
@@ -53,17 +53,17 @@ RULES: Mapping[str, tuple[str, Callable[[str], bool]]] = {
 
 
 def quality_problem(text: str, filters: str = "all") -> str:
-    """Why a text is not worth training on by these rules, or an empty string."""
+    """The reason why one of the rules rejects a text; an empty string if none does."""
     return next((problem for problem, rule in chosen(filters) if rule(text)), "" if text.strip() else "empty")
 
 
 @lru_cache
 def chosen(filters: str) -> tuple[tuple[str, Callable[[str], bool]], ...]:
-    """The rules that are named, with commas between: all, or none. Raises TenfoldError for a name of no rule."""
+    """The rules of a comma-separated list of names, or of `all` or `none`. Raises TenfoldError for an unknown name."""
     if filters in ("all", "none"):
         return tuple(RULES.values()) if filters == "all" else ()
     names = [name.strip() for name in filters.split(",")]
     for name in names:
         if name not in RULES:
-            raise TenfoldError(f"There is no filter {name!r}{nearest(name, RULES)}: say all, none, or some of {', '.join(RULES)}.")
+            raise TenfoldError(f"There is no filter {name!r}{nearest(name, RULES)}: use all, none, or some of {', '.join(RULES)}.")
     return tuple(RULES[name] for name in names)

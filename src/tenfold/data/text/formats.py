@@ -1,4 +1,4 @@
-"""The format of a file, by its content and its name, and the documents in it."""
+"""Recognise the format of a file by its first bytes and its name, and read its documents."""
 
 import io
 import re
@@ -29,7 +29,7 @@ _ENDINGS = {
     **dict.fromkeys(PARQUET, "parquet"),
     **dict.fromkeys(ARROW, "arrow"),
 }
-_STARTS = {  # first bytes that decide the format, whatever the file's name says
+_STARTS = {  # first bytes that decide the format, whatever the file's name
     rb"PAR1": "parquet",
     rb"ARROW1": "arrow",
 }
@@ -38,7 +38,7 @@ _NO_TEXT = {
     rb"\{\\rtf": "RTF",
     rb"version https://git-lfs\.github\.com": "a pointer of Git LFS (git lfs pull fetches the file)",
 }
-_TEXT_STARTS = {  # first bytes that decide the format where the name does not
+_TEXT_STARTS = {  # first bytes that decide the format if the name does not
     rb'\s*(\[\s*)*\{\s*("([^"\\]|\\.)*"\s*:|\})': "json",
     rb"(?i)\s*<(!doctype html|html\b)": "html",
     rb"\s*<(\?xml|!doctype|svg)\b": "xml",
@@ -46,7 +46,8 @@ _TEXT_STARTS = {  # first bytes that decide the format where the name does not
 
 
 def documents_of(file: Path, options: ReadOptions) -> Iterator[Document]:
-    """The documents of a file. Where it, or the rest of it, cannot be read, the last one says why. Raises OSError, TenfoldError."""
+    """The documents of a file. If it, or its rest, cannot be read, the last document has a problem. Raises OSError,
+    TenfoldError."""
     try:
         with open_stream(file) as (stream, was_compressed):
             yield from _documents(file, stream, was_compressed, options)
@@ -76,7 +77,7 @@ def _documents(file: Path, stream: io.BufferedReader, was_compressed: bool, opti
 
 
 def kind_of(name: str, head: bytes) -> str:
-    """How a file whose first bytes are `head` is read. Raises UnreadableFile where it is no text."""
+    """The format of a file, by its name and its first bytes `head`. Raises UnreadableFile if it is no text."""
     for start, kind in _STARTS.items():
         if re.match(start, head):
             return kind
@@ -104,7 +105,7 @@ def _marked_up(kind: str, name: str, stream: io.BufferedReader, options: ReadOpt
     data = stream.read(MAX_LINE_BYTES + 1)
     if len(data) > MAX_LINE_BYTES:
         raise UnreadableFile(f"a page longer than {MAX_LINE_BYTES // 2**20} MiB")
-    # HTML and Markdown libraries are imported only where such files are read.
+    # The libraries for HTML and Markdown are imported only when such files are read.
     from tenfold.data.text import markup
 
     text = {"html": markup.html_text, "markdown": markup.markdown_text, "notebook": markup.notebook_text}[kind](data)

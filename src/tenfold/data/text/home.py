@@ -1,4 +1,4 @@
-"""The corpora that are kept in a home: each is made once, and found again by the text and the tokenizer that it was made of."""
+"""The corpora in a home: each is made once, and found again by the content of its text and its tokenizer."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ from tenfold.model.io.tokenizer import read_vocabulary, same_tokenizer, tokenize
 
 
 def corpus_of_text(source: str, home: Path, vocab_size: int, tokenizer_from: Path | None = None, *, quiet: bool = False) -> Corpus:
-    """The corpus of a text, with a tokenizer of `vocab_size` tokens that is trained on it, or with that of `tokenizer_from`.
+    """The corpus of a text, with a tokenizer of `vocab_size` tokens trained on it, or with that of `tokenizer_from`.
 
-    It is in `corpus-NAME-VOCAB`; a corpus of other text that has this name stays, and the new one has a hash behind its name.
+    It is made in `corpus-NAME-VOCAB`, or, if another corpus has this name, in a folder whose name ends in a hash.
     """
     name = _name(source)
     text, _ = text_recipe(source, TextOptions(), known_in(home, name), quiet)
@@ -27,7 +27,7 @@ def corpus_of_text(source: str, home: Path, vocab_size: int, tokenizer_from: Pat
 
 
 def in_tokens_of(tokenizer_from: Path, corpus: Corpus, home: Path, name: str = "", *, quiet: bool = False) -> Corpus:
-    """The corpus itself where it has this tokenizer; else it is written again in its tokens, to a folder of `home`."""
+    """The corpus itself if it has this tokenizer; else a copy in the tokens of `tokenizer_from`, in a folder of `home`."""
     if same_tokenizer(corpus.directory, tokenizer_from):
         return corpus
     recipe = retokenized_recipe(corpus, tokenizer_from)

@@ -1,4 +1,4 @@
-"""Rows of JSON: a value a line, an array, or values behind one another as jq writes them."""
+"""Rows of JSON: one value per line, an array, or values one after another, as jq writes them."""
 
 import io
 import json
@@ -10,18 +10,19 @@ from tenfold.data.text.streams import UnreadableFile
 
 MAX_LINE_BYTES = 16 * 2**20
 _TOO_LONG = f"longer than {MAX_LINE_BYTES // 2**20} MiB"
-_CHUNK = 2**13  # characters read at a time: at most so many are lost where an archive is damaged
-_BETWEEN = (" ", "\t", "\r", "\n", ",")  # characters between values; a tuple, since the empty text at the end is in every text
+_CHUNK = 2**13  # characters read at a time: at most this many before the damage in an archive are lost
+# What may stand between values. Not a string, since `"" in string` is true, and would never end at the end of the buffer.
+_BETWEEN = (" ", "\t", "\r", "\n", ",")
 
 
 def is_by_line(head: bytes, named_so: bool) -> bool:
-    """Whether a file of JSON has a value a line: by its name, or as its first line is one, or does not end within `head`."""
+    """Whether a JSON file has one value per line: by its name, or because its first line is an object or is longer than `head`."""
     line, end, _ = head.lstrip().partition(b"\n")
     return not line.startswith(b"[") and (named_so or not end or isinstance(_value(line), dict))
 
 
 def rows_by_line(name: str, stream: BinaryIO, column: str) -> Iterator[Document]:
-    """The rows of JSON lines; a faulty line becomes a problem and does not affect the others."""
+    """The rows of JSON lines. An invalid line gives a document with a problem; the other lines are read."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES):
         number += 1
@@ -37,7 +38,7 @@ def rows_by_line(name: str, stream: BinaryIO, column: str) -> Iterator[Document]
 
 
 def rows_of_values(name: str, stream: BinaryIO, column: str) -> Iterator[Document]:
-    """The rows of an array, or of values one after another; all that comes after damage is lost."""
+    """The rows of an array, or of values one after another. Everything after invalid JSON is dropped."""
     number = 0
     try:
         for value in _values(rows_as_text(stream)):
@@ -48,7 +49,7 @@ def rows_of_values(name: str, stream: BinaryIO, column: str) -> Iterator[Documen
 
 
 def _documents(name: str, value: Any, column: str) -> Iterator[Document]:
-    """The documents of a value: an object with the column, or a table in an object as pandas writes it."""
+    """The documents of a value: an object with the column, or a whole table in one of the forms that pandas writes."""
     for row in _texts(value, column):
         yield from document_of(name, row, column)
 
@@ -68,7 +69,7 @@ def _texts(value: Any, column: str) -> list[Any]:
 
 
 class _Problem(str):
-    """A line that holds no value, and the reason."""
+    """The reason why a line holds no value."""
 
 
 def _value(line: bytes) -> Any:
@@ -81,7 +82,7 @@ def _value(line: bytes) -> Any:
 
 
 def _values(text: io.TextIOWrapper) -> Iterator[Any]:
-    """The values at the top of a stream, or the items of the array that it is, each held whole."""
+    """The top-level values of a stream, or the items of a top-level array; only one of them is in memory at a time."""
     decode = json.JSONDecoder().raw_decode
     buffer = text.read(_CHUNK).lstrip()
     is_array = buffer.startswith("[")

@@ -1,4 +1,4 @@
-"""The text of HTML and Markdown by libraries, and of notebooks."""
+"""The text of HTML, Markdown and Jupyter notebooks."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def markdown_text(data: bytes) -> str:
 
 
 def notebook_text(data: bytes) -> str:
-    """What a Jupyter notebook's cells say, code in fences; their outputs are left out."""
+    """The cells of a Jupyter notebook, code in Markdown fences; outputs are left out."""
     try:
         notebook = json.loads(data)
         cells = notebook["cells"] if "cells" in notebook else [c for sheet in notebook["worksheets"] for c in sheet["cells"]]
@@ -59,5 +59,5 @@ def _resiliparse() -> tuple[Any, Any]:
         from resiliparse.extract.html2text import extract_plain_text
         from resiliparse.parse import encoding
     except ImportError:
-        raise NotInstalled("The text of HTML and Markdown needs a package: pip install 'tenfold[markup]'.") from None
+        raise NotInstalled("Reading the text of HTML and Markdown needs a package: pip install 'tenfold[markup]'.") from None
     return encoding, extract_plain_text

@@ -1,9 +1,9 @@
-"""Several corpora mixed by weights that may change along the run, again as a pure function of (seed, step).
+"""Several corpora (sources) mixed by weights that may change during the run, as a pure function of (seed, step).
 
-The rows of a run are dealt from decks. A deck holds `DECK` cards, each the name of a source, as many of each as its weight
-says, and is shuffled by (seed, phase, number of the deck); a phase is a stretch of steps with the same weights. So the rows
-that a source has given before any step are counted exactly, without a state that a resumed run could lose, and every source
-goes through its own rows in its own order, whatever the weights do.
+The source of each row of a run is dealt from decks. A deck holds `DECK` cards; each card is a source, and each source has cards
+in proportion to its weight. A deck is shuffled by (seed, phase, number of the deck); a phase is a range of steps with the same
+weights. So the rows that a source has given before any step can be counted exactly, without a state that a checkpoint must keep,
+and the order of rows within a source does not depend on the weights.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from tenfold.model.io.tokenizer import same_tokenizer
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.vocabulary import Vocabulary
 
-DECK = 2**14
+DECK = 2**14  # cards in a deck
 
-Weight = float | Sequence[tuple[int, float]]
+Weight = float | Sequence[tuple[int, float]]  # a number, or pairs of (step, the weight from that step on)
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,27 @@ class Mixture:
 
     @property
     def directory(self) -> Path:
-        """Where the tokenizer is that all have."""
+        """The folder of the tokenizer, which is the same for all corpora."""
         return self.first.directory
 
     @cached_property
     def phases(self) -> list[tuple[int, tuple[int, ...]]]:
-        """The step that each phase begins with, and how many cards of a deck each source has in it."""
+        """The first step of each phase, and the number of cards that each source has in its decks."""
         schedules = [_schedule(weight) for weight in self.weights.values()]
         begins = sorted({step for schedule in schedules for step, _ in schedule})
         return [(step, _cards([_at(schedule, step) for schedule in schedules])) for step in begins]
 
     def shares(self, step: int) -> dict[str, float]:
-        """The share of each source at a step, as the decks have it."""
+        """The share of each source in the rows at a step, exactly as in the decks."""
         cards = next(cards for begin, cards in reversed(self.phases) if begin <= step)
         return {name: count / DECK for name, count in zip(self.corpora, cards, strict=True)}
 
     def drawn(self, step: int, batch_size: int, seed: int) -> dict[str, int]:
-        """Rows that each source gives before `step`."""
+        """The number of rows that each source gives before `step`."""
         return dict(zip(self.corpora, map(int, self._drawn(step, batch_size, seed)), strict=True))
 
     def batch(self, step: int, rows: slice = slice(None), *, batch_size: int, seq_len: int, seed: int) -> Batch:
-        """`rows` of the `batch_size` rows of a step, as `data.text.batches.train_batch` gives them of one corpus."""
+        """`rows` of the `batch_size` rows of a step, as `data.text.batches.train_batch` for a single corpus."""
         source, sample = self._deal(step, np.arange(batch_size)[rows], batch_size, seed)
         shape = (len(source), seq_len)
         batch = Batch(np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.int32))
@@ -87,7 +87,7 @@ class Mixture:
         return batch
 
     def require_rows(self, steps: int, *, batch_size: int, seq_len: int, seed: int, max_epochs: float) -> None:
-        """Raises TenfoldError where a source would be read more than `max_epochs` times in `steps` steps."""
+        """Raises TenfoldError if a source would be read more than `max_epochs` times in `steps` steps."""
         for name, rows in self.drawn(steps, batch_size, seed).items():
             epochs = rows / row_count(self.corpora[name], "train", seq_len)
             if epochs > max_epochs:
@@ -97,7 +97,7 @@ class Mixture:
                 )
 
     def _deal(self, step: int, rows: np.ndarray, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each of these rows of a step its source, and how many rows that source gave before it."""
+        """For each of these rows of a step: the number of its source, and how many rows that source gave before it."""
         begin, cards = next(phase for phase in reversed(self.phases) if phase[0] <= step)
         before = self._drawn(begin, batch_size, seed)
         deck, place = np.divmod((step - begin) * batch_size + rows, DECK)
@@ -120,7 +120,7 @@ class Mixture:
 
 
 def make_mixture(corpora: Mapping[str, Corpus], weights: Mapping[str, Weight]) -> Mixture:
-    """A mixture of corpora with one tokenizer. Raises TenfoldError for weights that are none, or another tokenizer."""
+    """A mixture of corpora. Raises TenfoldError for invalid weights, and if the tokenizers differ."""
     if not corpora:
         raise TenfoldError("A mixture needs at least one corpus.")
     for name, weight in weights.items():
@@ -144,7 +144,7 @@ def make_mixture(corpora: Mapping[str, Corpus], weights: Mapping[str, Weight]) -
 
 
 def parts(text: Corpus | Mixture) -> Iterator[tuple[str, Corpus, float]]:
-    """The corpora to validate on: name, corpus, and its share in the last phase."""
+    """The corpora to validate on: name, corpus, and its share in the last phase. A single corpus has the name ""."""
     if isinstance(text, Corpus):
         yield "", text, 1.0
         return
@@ -154,7 +154,7 @@ def parts(text: Corpus | Mixture) -> Iterator[tuple[str, Corpus, float]]:
 
 @lru_cache(maxsize=64)
 def _deck(seed: int, begin: int, number: int, cards: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """A shuffled deck: the source of each card, and how many of its source lie before it."""
+    """A shuffled deck: the source of each card, and the number of cards of the same source before it."""
     key = int.from_bytes(hashlib.sha256(f"mixture:{seed}:{begin}".encode()).digest()[:8])
     deck = np.repeat(np.arange(len(cards)), cards)[permute(np.arange(DECK), DECK, key, number)]
     earlier = np.empty(DECK, np.int64)
@@ -172,7 +172,7 @@ def _at(schedule: list[tuple[int, float]], step: int) -> float:
 
 
 def _cards(weights: list[float]) -> tuple[int, ...]:
-    """Cards of a deck in proportion to the weights (largest remainders), and at least one where the weight is not zero."""
+    """The cards of each source in a deck: in proportion to the weights (largest remainders), at least one for a weight above 0."""
     total = sum(weights)
     if total <= 0:
         raise TenfoldError("The weights of the mixture sum to zero at some step: give at least one corpus a weight above 0.")

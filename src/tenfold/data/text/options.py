@@ -1,4 +1,4 @@
-"""How text is read and what of it is kept."""
+"""Options that say how text is read, filtered and deduplicated."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,26 +8,28 @@ from tenfold.spec.ranges import Text
 
 
 class ReadOptions(Struct, frozen=True):
-    """How text is read, and which rules of quality it must pass."""
+    """How text is read, and which quality rules it must pass."""
 
-    text_column: Annotated[Text, Meta(description="The column that holds the text, of files with rows.")] = "text"
+    text_column: Annotated[Text, Meta(description="The column with the text, in JSON, CSV, Parquet and Arrow files.")] = "text"
     html: Annotated[
-        Literal["skip", "text", "source"], Meta(description="HTML: leave it out, read its text, or take it as it stands (and XML).")
+        Literal["skip", "text", "source"], Meta(description="HTML: leave it out, extract its text, or keep its source (and XML's).")
     ] = "skip"
-    markdown: Annotated[Literal["source", "text"], Meta(description="Markdown: take it as it stands, or read its text.")] = "source"
+    markdown: Annotated[Literal["source", "text"], Meta(description="Markdown: keep the source, or extract its text.")] = "source"
     filters: Annotated[
         Text,
-        Meta(description="Rules by name, with commas between: short, long-lines, few-letters, repetitive, broken; all or none."),
+        Meta(description="Quality rules, with commas between: short, long-lines, few-letters, repetitive, broken; or all, none."),
     ] = "all"
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What is written of them beside a corpus: the column, and what is not at its default."""
+        """The options as a corpus's manifest records them: the column, and those that differ from their default."""
         default = structs.asdict(type(self)())
         return {key: value for key, value in structs.asdict(self).items() if key == "text_column" or value != default[key]}
 
 
 class TextOptions(ReadOptions, frozen=True):
-    """How text is read and what of it is kept."""
+    """How text is read, filtered and deduplicated."""
 
-    dedup: Annotated[Literal["near", "exact", "none"], Meta(description="Which copies are left out.")] = "near"
+    dedup: Annotated[
+        Literal["near", "exact", "none"], Meta(description="Copies to leave out: near ones (exact ones too), exact ones, or none.")
+    ] = "near"

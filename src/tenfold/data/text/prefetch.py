@@ -1,4 +1,4 @@
-"""Batches made ahead of time in the background, so that the store's latency is not seen."""
+"""Make batches ahead of time in the background, to hide the latency of an object store."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,15 +6,16 @@ from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
 
-AHEAD = 32
+AHEAD = 32  # batches
 THREADS = 16
 
 
 class Prefetch(Generic[T]):
-    """`prefetch(step)` is `make(step)`; the `ahead` steps after it are already being made, up to `last` (excluded).
+    """`prefetch(step)` returns `make(step)`, while the `ahead` steps after it are made in the background, up to `last` (excluded).
 
-    `make` is a pure function of the step, so any order of calls gives the same batches; going back (a resume, a rollback)
-    starts prefetching from there. With `ahead` 0 each batch is made when it is asked for. An error of `make` is raised at its step.
+    `make` must be a pure function of the step, so that any order of calls gives the same batches; after a jump to another step (a
+    resume, a rollback) prefetching goes on from there. With `ahead` 0 each batch is made when it is asked for. An error of `make`
+    is raised when its step is asked for.
     """
 
     def __init__(self, make: Callable[[int], T], last: int, ahead: int = AHEAD, threads: int = THREADS) -> None:

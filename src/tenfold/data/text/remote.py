@@ -1,8 +1,8 @@
-"""A corpus in an object store: the files of a corpus behind an `fsspec` address (`s3://`, `gs://`, `file://`, `memory://`).
+"""A corpus in an object store: the files of a corpus at an `fsspec` address (`s3://`, `gs://`, `file://`, `memory://`).
 
-The rows of each step are the same as from a local corpus. A split that has room on local disk is mirrored there, a block at a
-time as it is asked for, and read from the mirror. Of one that has none only the rows that are asked for are read, and not
-kept: with rows in random order, a cache much smaller than the corpus would hold the wrong ones.
+The rows of each step are the same as from a local corpus. A split that fits in the local cache is mirrored there, block by block as
+it is read. Of a larger split only the rows that are asked for are fetched, and they are not kept: rows come in random order, so a
+cache much smaller than the split would seldom hold the right ones.
 """
 
 import hashlib
@@ -25,19 +25,19 @@ from tenfold.data.text.shards import Shards
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import make_folder, whole_file, writable
 
-CACHE_BYTES = 16 * 2**30
-BLOCK_BYTES = 2**20
-CONNECTIONS = 128
+CACHE_BYTES = 16 * 2**30  # for the mirrors of a corpus
+BLOCK_BYTES = 2**20  # of a mirror, fetched at a time
+CONNECTIONS = 128  # to the store at a time
 
 
 def is_remote(source: str | Path) -> bool:
-    """Whether a corpus is named by the address of a store and not by a folder or a name."""
+    """Whether `source` is the address of a store, and not a folder or a name."""
     return "://" in str(source)
 
 
 @dataclass(frozen=True)
 class RemoteCorpus(Corpus):
-    """A corpus at `url`; `directory` is local: it has the small files, and mirrors up to `cache_bytes`."""
+    """A corpus at `url`. The local `directory` holds its small files, and mirrors of up to `cache_bytes`."""
 
     url: str = ""
     cache_bytes: int = CACHE_BYTES
@@ -53,7 +53,7 @@ class RemoteCorpus(Corpus):
     def _shards(self) -> dict[str, Any]:
         store = Store(self.url)
         shards, room = {}, self.cache_bytes
-        for split in ("validation", "train"):  # validation is read again and again: it gets the room first
+        for split in ("validation", "train"):  # validation is read again and again, so it is mirrored first
             tokens = Tokens(
                 split, np.dtype(self.manifest["dtype"]), self.manifest["shard_tokens"], self.manifest["splits"][split]["tokens"]
             )
@@ -64,9 +64,9 @@ class RemoteCorpus(Corpus):
 
 
 def open_remote(url: str, cache: Path, cache_bytes: int = CACHE_BYTES) -> RemoteCorpus:
-    """Open the corpus at `url`, keeping what is read of it in a folder of its own below `cache`.
+    """Open the corpus at `url`, with its local files in a folder of its own in `cache`.
 
-    Raises TenfoldError where the store does not answer, or holds no corpus there.
+    Raises TenfoldError if the store does not answer, or holds no corpus at this address.
     """
     url = url.rstrip("/")
     with _explained(url):
@@ -75,7 +75,7 @@ def open_remote(url: str, cache: Path, cache_bytes: int = CACHE_BYTES) -> Remote
             written = filesystem.cat_file(f"{root}/manifest.json")
         except FileNotFoundError:
             raise TenfoldError(
-                f"{url} holds no corpus: make one with `tenfold data build`, and `tenfold data upload` it."
+                f"{url} holds no corpus: make one with `tenfold data build`, and copy it with `tenfold data upload`."
             ) from None
         manifest = read_manifest(written, url)
         # The folder's name depends on the manifest, so another corpus at the same address gets another folder.
@@ -88,11 +88,14 @@ def open_remote(url: str, cache: Path, cache_bytes: int = CACHE_BYTES) -> Remote
 
 
 def upload(directory: Path, url: str) -> None:
-    """Copy a corpus to an address, its manifest last, so that it is found there only when it is whole."""
+    """Copy a corpus to an address. The manifest comes last, so that the corpus is found only when it is complete.
+
+    Raises TenfoldError if the store does not answer or refuses.
+    """
     corpus = open_corpus(directory)
     with _explained(url):
         filesystem, root = _filesystem(url.rstrip("/"))
-        if isinstance(filesystem, LocalFileSystem):  # elsewhere this would make a bucket
+        if isinstance(filesystem, LocalFileSystem):  # in an object store this would make a bucket
             filesystem.makedirs(root, exist_ok=True)
         for name in [*corpus.manifest["files"], "manifest.json"]:
             filesystem.put_file(str(directory / name), f"{root}/{name}")
@@ -100,7 +103,7 @@ def upload(directory: Path, url: str) -> None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How the tokens of a split lie in files: `total` of them, `shard_tokens` in every file but the last."""
+    """How the `total` tokens of a split are divided into files: `shard_tokens` in every file but the last."""
 
     split: str
     dtype: np.dtype
@@ -120,7 +123,7 @@ class Tokens:
 
 
 class RemoteShards:
-    """The tokens of a split as `data.shards.Shards` gives them; what is asked for is read, and nothing is kept."""
+    """The tokens of a split, with the interface of `data.text.shards.Shards`, fetched from the store on every access."""
 
     def __init__(self, store: "Store", tokens: Tokens) -> None:
         self._store, self._tokens = store, tokens
@@ -148,7 +151,7 @@ class RemoteShards:
         return np.frombuffer(self._store.whole(f"{self._tokens.split}-documents.bin"), np.int64)
 
     def _read(self, positions: np.ndarray) -> np.ndarray:
-        """Every run of positions that follow one another (a row, as a rule) is one request."""
+        """Fetch the tokens: one request for each run of consecutive positions, usually a row."""
         wanted, where = np.unique(positions, return_inverse=True)
         breaks = np.flatnonzero((np.diff(wanted) != 1) | (wanted[1:] % self._tokens.shard_tokens == 0)) + 1
         requests = []
@@ -161,10 +164,10 @@ class RemoteShards:
 
 
 class MirroredShards(RemoteShards):
-    """The same, read from a mirror on local disk into which missing blocks are fetched as they are asked for.
+    """The same, read from a mirror on local disk, into which missing blocks are fetched when they are needed.
 
-    The mirror's files have the shards' lengths from the start, but occupy what was fetched; beside each stands one byte for
-    each block, set when the block is there. Several threads and processes may use one mirror.
+    The mirror's files have their full lengths from the start, but are sparse: they occupy only what was fetched. Beside each is a
+    `.have` file with a byte for each block, 1 if the block is there. Several threads and processes may use one mirror.
     """
 
     def __init__(self, store: "Store", tokens: Tokens, folder: Path) -> None:
@@ -180,12 +183,12 @@ class MirroredShards(RemoteShards):
             tuple(np.memmap(f, tokens.dtype, "r") for f in self._files), tokens.shard_tokens, np.empty(0, np.int64)
         )
         self._coming: dict[tuple[int, int], Future] = {}
-        self._lock = threading.RLock()  # reentrant: a request that completes at once calls back while the lock is held
+        self._lock = threading.Lock()
 
     def _read(self, positions: np.ndarray) -> np.ndarray:
         shard, place = np.divmod(positions, self._tokens.shard_tokens)
         block = place * self._tokens.dtype.itemsize // BLOCK_BYTES
-        # Sorted pairs of shard and block as one number: no shard has as many blocks as its tokens.
+        # Each pair (shard, block) as one number: a shard has fewer blocks than tokens.
         wanted = np.unique(shard * self._tokens.shard_tokens + block)
         for future in [self._fetch(*divmod(int(pair), self._tokens.shard_tokens)) for pair in wanted]:
             if future:
@@ -195,15 +198,15 @@ class MirroredShards(RemoteShards):
     def _fetch(self, shard: int, block: int) -> Future | None:
         if self._have[shard][block]:
             return None
-        with self._lock:
-            if (shard, block) not in self._coming:
+        with self._lock:  # the callback below does not take it: a block may leave `_coming` at any time
+            future = self._coming.get((shard, block))
+            if future is None:
                 first = block * BLOCK_BYTES
                 length = min(BLOCK_BYTES, self._tokens.length(shard) - first)
                 keep = partial(self._keep, shard, block)
                 self._coming[shard, block] = future = self._store.ask(self._tokens.file(shard), first, length, keep)
                 future.add_done_callback(lambda _: self._coming.pop((shard, block), None))
-                return future
-            return self._coming[shard, block]
+            return future
 
     def _keep(self, shard: int, block: int, data: bytes) -> bytes:
         try:
@@ -213,14 +216,14 @@ class MirroredShards(RemoteShards):
         except OSError as error:
             raise TenfoldError(
                 f"A block of the corpus could not be kept in {self._files[shard]}: {error.strerror or error}; free some room, or "
-                "give the corpus less (cache_gib)."
+                "lower cache_gib in [data]."
             ) from None
         self._have[shard][block] = 1
         return b""
 
 
 class Store:
-    """The files below an address, of which many parts are read at once. Retries are those of the `fsspec` implementation."""
+    """The files at an address, read by many requests at a time. Retries are left to the `fsspec` implementation."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -229,10 +232,11 @@ class Store:
         self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="store")
 
     def ask(self, name: str, first: int, length: int, then: Callable[[bytes], bytes] | None = None) -> Future:
-        """`length` bytes of a file from `first` on, when they have come; `then` is called with them where they come in."""
+        """Fetch `length` bytes of a file from offset `first` on; `then`, if given, is called on them in the fetching thread."""
         return self._pool.submit(self._get, name, first, length, then)
 
     def whole(self, name: str) -> bytes:
+        """The content of a file."""
         with _explained(self._url):
             return self._filesystem.cat_file(f"{self._root}/{name}")
 
@@ -240,7 +244,7 @@ class Store:
         with _explained(self._url):
             data = self._filesystem.cat_file(f"{self._root}/{name}", start=first, end=first + length)
         if len(data) != length:
-            raise TenfoldError(f"{self._url}/{name} is shorter than its manifest says: upload the corpus again.")
+            raise TenfoldError(f"{self._url}/{name} is shorter than the manifest says: upload the corpus again.")
         return then(data) if then else data
 
 
@@ -249,7 +253,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return fsspec.core.url_to_fs(url, **options)
 
 
-# By name, as the stores' own packages need not be installed.
+# By name, since the packages of the stores need not be installed.
 _UNREACHABLE = {
     "EndpointConnectionError",
     "ConnectTimeoutError",
@@ -263,7 +267,7 @@ _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "TokenRetrie
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Turn the exceptions of a store into a TenfoldError of one sentence."""
+    """Turn the exceptions of a store into a TenfoldError that says what to do."""
     try:
         yield
     except TenfoldError:
@@ -290,12 +294,14 @@ def _explained(url: str) -> Iterator[None]:
 
 
 def _sized(path: Path, length: int, *, reserved: bool = False) -> Path:
-    """A file of `length` bytes; made, full of zeros, where it is not there. What is mapped to be written has its room reserved:
-    a process that writes to a map on a full disk is killed."""
+    """The path of a file of `length` bytes, which is made, full of zeros, if it is missing.
+
+    A file that is written through a memory map needs its room `reserved`: a process that writes to a map on a full disk is killed.
+    """
     if not path.exists() or path.stat().st_size != length:
         with writable(path), path.open("ab") as file:
             file.truncate(length)
-            if reserved:
+            if reserved and hasattr(os, "posix_fallocate"):  # not on macOS
                 os.posix_fallocate(file.fileno(), 0, length)
     return path
 
@@ -307,5 +313,5 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 def _checked(data: bytes, facts: dict[str, Any], name: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-        raise TenfoldError(f"{name} is damaged (its checksum is another): upload the corpus again.")
+        raise TenfoldError(f"{name} is damaged (its checksum differs): upload the corpus again.")
     return data

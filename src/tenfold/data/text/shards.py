@@ -1,4 +1,4 @@
-"""Tokens on disk: one stream for a split, cut into files of equal length, and where each document begins.
+"""Tokens on disk: one stream per split, divided into files (shards) of equal length, and the positions of the documents.
 
 train-00000.bin  train-00001.bin  ...  train-documents.bin  (and the same for validation)
 """
@@ -10,14 +10,14 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-SHARD_TOKENS = 2**26
+SHARD_TOKENS = 2**26  # tokens in a file
 
 
 @dataclass(frozen=True)
 class Shards:
-    """A stream of tokens over memory-mapped files of `size` tokens each, the last one shorter.
+    """A stream of tokens in memory-mapped files of `size` tokens each; the last one may be shorter.
 
-    `documents` is int64 [documents + 1]: the position where each begins, and the length of the stream.
+    `documents` is int64 [documents + 1]: the position at which each begins, then the length of the stream.
     """
 
     parts: tuple[np.ndarray, ...]
@@ -28,7 +28,7 @@ class Shards:
         return sum(len(part) for part in self.parts)
 
     def __getitem__(self, positions: slice | np.ndarray) -> np.ndarray:
-        """The tokens at `positions`, in their shape."""
+        """The tokens at `positions`, in the shape of `positions`."""
         if isinstance(positions, slice):
             positions = np.arange(*positions.indices(len(self)))
         shard, place = np.divmod(positions, self.size)
@@ -42,7 +42,7 @@ class Shards:
         return np.concatenate(self.parts).astype(dtype or self.parts[0].dtype)
 
     def document(self, number: int) -> np.ndarray:
-        """The tokens of a document, its first and last being special."""
+        """The tokens of a document, including the special ones at its begin (if there is one) and end."""
         return self[int(self.documents[number]) : int(self.documents[number + 1])]
 
 
@@ -53,7 +53,7 @@ def open_shards(directory: Path, split: str, dtype: str, size: int) -> Shards:
 
 
 class ShardWriter:
-    """Writes one split, a document at a time; `files` holds the length and checksum of each file once it is closed."""
+    """Writes one split, document by document. After the `with` block, `files` maps each file to its length and checksum."""
 
     def __init__(self, directory: Path, split: str, dtype: str, size: int) -> None:
         self.files: dict[str, dict[str, Any]] = {}
@@ -90,7 +90,7 @@ class ShardWriter:
 
 
 class _Checked:
-    """A file being written, with the SHA-256 of its content so far."""
+    """A file that is being written, with a running SHA-256 of its content."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

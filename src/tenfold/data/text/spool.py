@@ -1,4 +1,4 @@
-"""Documents on disk between cleaning and tokenizing, so that memory holds a 22-byte record of each and no text."""
+"""Documents on disk between cleaning and tokenizing: memory holds only a 22-byte record of each."""
 
 import hashlib
 import os
@@ -11,13 +11,14 @@ import numpy as np
 
 from tenfold.data.text.dedup import signature
 
+# Position and length in bytes of the name and, after it, the text.
 RECORD = np.dtype([("offset", "<u8"), ("key", "<u8"), ("bytes", "<u4"), ("name", "<u2")])
 
 
 class Spool:
-    """Texts with their names, one behind another, and their records and MinHash signatures in files of their own.
+    """Three files: all names and texts one after another, their records, and their MinHash signatures.
 
-    A record's `key` is the start of the text's SHA-256: equal for copies, and as good as random otherwise.
+    A record's `key` is the first 8 bytes of the text's SHA-256: the same for copies, otherwise as good as random.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +38,7 @@ class Spool:
     def add(self, name: str, text: bytes) -> None:
         texts, records, signatures = self._files
         key = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
-        # Of a name that is too long the end is kept, which says more than the beginning of a path.
+        # Of a long name the end is kept, which says more than the beginning of a path.
         called = name.encode("utf-8", "replace")[-2000:]
         records.write(np.array((self._end, key, len(text), len(called)), dtype=RECORD).tobytes())
         signatures.write(signature(text).tobytes())
@@ -45,7 +46,7 @@ class Spool:
         self._end += len(called) + len(text)
 
     def records(self) -> np.ndarray:
-        """All records in the order of `add`, RECORD [documents]."""
+        """All records, RECORD [documents], in the order of `add`."""
         for file in self._files:
             file.flush()
         return np.fromfile(self._records, RECORD)

@@ -1,4 +1,4 @@
-"""A file as a stream of UTF-8: decompressed as its first bytes say, and recoded as its byte order mark says."""
+"""A file as a stream of UTF-8. Compression is recognised by the first bytes, UTF-16 and UTF-32 by the byte order mark."""
 
 import codecs
 import io
@@ -16,7 +16,7 @@ _COMPRESSED = {
     "xz": rb"\xfd7zXZ\0",
     "zstd": rb"\x28\xb5\x2f\xfd",
 }
-_MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
+_MARKS = {  # UTF-32 first: its little-endian mark begins with the one of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -25,14 +25,14 @@ _MARKS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
 
 
 class UnreadableFile(Exception):
-    """Why a file, or the rest of one, cannot be read."""
+    """A file, or the rest of one, cannot be read. The message is the reason."""
 
 
 @contextmanager
 def open_stream(file: Path) -> Iterator[tuple[io.BufferedReader, bool]]:
-    """The text of a file in UTF-8, without compression and byte order mark, and whether it was compressed.
+    """The text of a file in UTF-8, without compression and byte order mark, and whether the file was compressed.
 
-    Reading raises UnreadableFile where an archive ends too soon, or what has the mark of UTF-16 or UTF-32 is none.
+    Reading raises UnreadableFile if an archive is damaged or cut, or if text marked as UTF-16 or UTF-32 is invalid.
     """
     with ExitStack() as opened:
         stream: io.BufferedReader = io.BufferedReader(opened.enter_context(file.open("rb", buffering=0)), HEAD_BYTES)
@@ -53,16 +53,16 @@ def open_stream(file: Path) -> Iterator[tuple[io.BufferedReader, bool]]:
 def _decompressed(stream: io.BufferedReader, compression: str) -> Any:
     import pyarrow
 
-    # Arrow's streams, like those of `lzma`, read concatenated archives, and raise an error where one ends too soon.
+    # Arrow's streams, like those of `lzma`, read concatenated archives, and raise an error if one ends too soon.
     return lzma.open(stream) if compression == "xz" else pyarrow.CompressedInputStream(stream, compression)
 
 
 def _buffered(read: Callable[[int], bytes], errors: tuple[type[Exception], ...], problem: str) -> io.BufferedReader:
-    return io.BufferedReader(_Reader(read, errors, problem), HEAD_BYTES)  # a small buffer loses little before the damage
+    return io.BufferedReader(_Reader(read, errors, problem), HEAD_BYTES)  # small: little is lost before the damage
 
 
 class _Reader(io.RawIOBase):
-    """A raw stream of what `read` gives, whose `errors` are raised as UnreadableFile."""
+    """A raw stream of the bytes that `read` returns. Its `errors` are raised as UnreadableFile."""
 
     def __init__(self, read: Callable[[int], bytes], errors: tuple[type[Exception], ...], problem: str) -> None:
         self._read, self._errors, self._problem = read, errors, problem

@@ -11,12 +11,12 @@ from tenfold.data.text.streams import UnreadableFile
 from tenfold.spec.errors import TenfoldError, nearest
 
 PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
-MAX_FIELD_BYTES = 16 * 2**20
-BATCH_ROWS = 256
+MAX_FIELD_BYTES = 16 * 2**20  # of a field in CSV
+BATCH_ROWS = 256  # of Parquet that are read at a time
 
 
 def csv_rows(name: str, stream: BinaryIO, column: str, delimiters: str) -> Iterator[Document]:
-    """The rows of a file with a header, whose columns are parted by the first of `delimiters` that finds the column there."""
+    """The rows of a CSV file with a header. The delimiter is the first of `delimiters` with which the header has the column."""
     csv.field_size_limit(MAX_FIELD_BYTES)
     lines = rows_as_text(stream, newline="")
     number = 0
@@ -38,7 +38,7 @@ def csv_rows(name: str, stream: BinaryIO, column: str, delimiters: str) -> Itera
 
 
 def parquet_rows(file: Path, column: str) -> Iterator[Document]:
-    """The rows of a Parquet file. Raises TenfoldError where it has no such column."""
+    """The rows of a Parquet file. Raises TenfoldError if it has no such column."""
     import pyarrow.parquet as parquet
 
     with _damage_named("Parquet"), parquet.ParquetFile(file) as table:
@@ -47,14 +47,14 @@ def parquet_rows(file: Path, column: str) -> Iterator[Document]:
 
 
 def arrow_rows(file: Path, column: str) -> Iterator[Document]:
-    """The rows of Arrow's file or streaming format (Feather; `datasets`). Raises TenfoldError where it has no such column."""
+    """The rows of an Arrow file or stream (Feather; `datasets`). Raises TenfoldError if it has no such column."""
     with _damage_named("Arrow"), _arrow_reader(file) as (reader, batches):
         _require_column(file, reader.schema.names, column)
         yield from _rows(file, (batch.select([column]) for batch in batches), column)
 
 
 def check_column(file: Path, column: str) -> None:
-    """Raises TenfoldError where a Parquet or Arrow file has no such column; a damaged one is named when it is read."""
+    """Raises TenfoldError if a Parquet or Arrow file has no such column. A damaged file is reported when it is read."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -103,5 +103,5 @@ def _rows(file: Path, batches: Iterator[Any], column: str) -> Iterator[Document]
 def _require_column(file: Path, names: list[str], column: str) -> None:
     if column not in names:
         raise TenfoldError(
-            f"{file} has no column {column!r}{nearest(column, names)}: it has {', '.join(names[:8])}; say --text-column."
+            f"{file} has no column {column!r}{nearest(column, names)}: it has {', '.join(names[:8])}; set --text-column."
         )

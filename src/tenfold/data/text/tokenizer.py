@@ -1,4 +1,4 @@
-"""Byte-level BPE trained with `tokenizers` on a corpus of one's own."""
+"""Train a byte-level BPE tokenizer on a corpus, with `tokenizers`."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ SMALLEST_VOCABULARY = 258  # every byte and the two special tokens
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of `vocab_size` tokens, the two special ones first and every byte among them."""
+    """A byte-level BPE of at most `vocab_size` tokens: the two special ones first, then every byte, then merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -34,5 +34,5 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def trained_vocabulary(size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer that `train_tokenizer` made."""
+    """The vocabulary of a tokenizer of `size` tokens from `train_tokenizer`."""
     return Vocabulary(size=size, bos=0, eos=(1,), add_bos=True, special={BEGIN: 0, END: 1})
