@@ -23,6 +23,7 @@ from tenfold.plan.sites.pay import annuity, pay, payback, runway_months
 from tenfold.plan.sites.portfolio import portfolio
 from tenfold.plan.sites.staging import Aim, solve
 from tenfold.plan.sites.tree import ahead, forecast_tree, grow, placed
+from tenfold.scale.limit import ALARM
 from tenfold.scale.points import NAMES
 from tenfold.spec.errors import TenfoldError
 
@@ -131,7 +132,14 @@ def test_the_next_generations_are_weighed_by_the_ladders_limit(tmp_path):
     assert quiet.bend_chance < plain.training.bends < loud.bend_chance
     for found, ladder in ((straight, quiet), (bending, loud)):
         assert found.training.pays == pytest.approx([p * (1 - ladder.bend_chance) for p in plain.training.pays])
-        assert found.training.rung.sees == (ladder.power or 0.0)
+        # The same by drawn worlds: the law bends or not, the generation pays or not, the rung raises an alarm or not.
+        draw, n = np.random.default_rng(0).random((3, 400_000)), plain.training
+        bends = draw[0] < ladder.bend_chance
+        pays = ~bends & (draw[1] < n.pays[0])
+        silent = draw[2] >= np.where(bends, ladder.power or 0.0, ALARM)
+        rung = found.training.rung
+        expected = (silent[pays].mean(), silent[~pays].mean()) if ladder.power is not None else (0.0, 0.0)
+        assert (rung.sees, rung.false_alarms) == pytest.approx(expected, abs=0.005)
         assert found.growth == plain.growth
     with pytest.raises(TenfoldError, match="climb first"):
         read_ladder(tmp_path, plain)

@@ -6,6 +6,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from tenfold.plan.sites.demand import DemandFile, Rung
+from tenfold.plan.sites.inputs import Figure
 from tenfold.scale.limit import ALARM, limit_test
 from tenfold.scale.next_rung import cheapest, next_rungs
 from tenfold.scale.points import read_points
@@ -45,9 +46,21 @@ def read_ladder(path: Path, demand: DemandFile) -> tuple[DemandFile, Ladder]:
     found = limit_test(rows)
     chance = found.chance(training.bends)
     best = cheapest(next_rungs(rows, bend=found.asked, noise=found.noise))
-    rung = Rung(best.power, ALARM, training.rung.usd) if best else Rung(0.0, 0.0)
+    rung = _as_test_of_paying(best.power, chance, training.pays[0], training.rung.usd) if best else Rung(0.0, 0.0)
     training = replace(training, pays=tuple(p * (1 - chance) for p in training.pays), rung=rung)
     return replace(demand, training=training), Ladder(points, chance, best.power if best else None, found.verdict)
+
+
+def _as_test_of_paying(power: float, bend_chance: float, pays: float, usd: Figure) -> Rung:
+    """A rung that shows a bend with the probability `power`, and raises an alarm with `ALARM` where there is none, as a test of
+    whether the next generation pays: silence says that it does.
+
+    A generation that does not pay may do so on a law that holds (`pays` is the probability of paying on one), which the rung
+    cannot tell. Its false alarms are therefore a mixture of both cases.
+    """
+    fails_straight, fails_bent = (1 - bend_chance) * (1 - pays), bend_chance
+    silent = fails_straight * (1 - ALARM) + fails_bent * (1 - power)
+    return Rung(1 - ALARM, silent / (fails_straight + fails_bent) if fails_straight + fails_bent else 0.0, usd)
 
 
 def points_file(path: Path) -> Path:
