@@ -17,7 +17,7 @@ from scipy import stats
 
 from bench.learn.questions import questions
 from tenfold.cli.commands import run
-from tenfold.learn.checks import Both, better_in_each
+from tenfold.learn.checks import Both, better_in_each, by_prompt, preferred
 from tenfold.learn.data import Judgement, parts_of, read_judgements
 from tenfold.learn.evaluate import groups as evaluation_groups
 from tenfold.learn.evaluate import learned
@@ -361,11 +361,24 @@ def test_a_refusal_is_known_by_its_words_in_two_languages(answer, refused):
 def test_a_language_that_got_worse_is_named_though_the_whole_is_better():
     """Twenty of each language: English answers become likelier by 3 nats, Hindi ones less likely by 1."""
     chance = np.random.default_rng(0)
-    rows = [Judgement([{"role": "user", "content": text}], [], None) for text in ["How are you?"] * 20 + ["आप कैसे हैं?"] * 20]
+    texts = [f"{text} {i}" for text in ("How are you?", "आप कैसे हैं?") for i in range(20)]
+    rows = [Judgement([{"role": "user", "content": text}], [], None) for text in texts]
     margins = np.concatenate([chance.normal(3, 0.5, 20), chance.normal(-1, 0.5, 20)])
     assert paired_test(list(-margins)).passed
     found = {check.name: check.passed for check in better_in_each(Both(None, None, 0.99), rows, margins)}
     assert found == {"better (latin)": True, "better (devanagari)": False}
+
+
+def test_judgements_of_one_prompt_are_one_sample():
+    """Ten prompts of five judgements each, which differ by prompt alone: their interval is that of ten means."""
+    chance = np.random.default_rng(0)
+    rows = [Judgement([{"role": "user", "content": f"Prompt {i // 5}"}], [], None) for i in range(50)]
+    of_prompts = chance.normal(0.4, 1, 10)
+    found = by_prompt(rows, of_prompts.repeat(5))
+    assert found == pytest.approx(of_prompts)
+    low, high = stats.ttest_1samp(of_prompts, 0).confidence_interval()
+    assert paired_test(found).t_interval == pytest.approx((low, high))
+    assert preferred(rows, of_prompts.repeat(5)).measured == np.mean(of_prompts > 0)
 
 
 CHECKERS = """

@@ -163,32 +163,34 @@ def better(name: str, test: PairedTest) -> Check:
 
 def better_in_each(both: Both, rows: Sequence[Judgement], margins: np.ndarray) -> list[Check]:
     """Whether NEW is no worse beyond noise in each language with enough held-out prompts. `margins` are those of `rows`."""
-    found = []
+    found, of_prompts = [], by_prompt(rows, margins)
     for language, places in people_languages(rows).items():
-        test = paired_test(list(-margins[places]), both.level)
+        test = paired_test(-of_prompts[places], both.level)
         says = f"People's answers in {language}: {test.mean:+.2f} nats an answer on {test.n} held-out prompts."
         found.append(Check(f"better ({language})", not test.worse, says, test.mean, 0))
     return found
 
 
 def people_languages(rows: Sequence[Judgement]) -> dict[str, list[int]]:
-    """The row numbers of each script in which people wrote."""
-    return by_language([script(str(row.prompt[-1]["content"])) for row in rows])
+    """The numbers of the prompts in each script in which people wrote."""
+    prompts = {str(row.prompt): row.prompt for row in rows}
+    return by_language([script(str(prompt[-1]["content"])) for prompt in prompts.values()])
 
 
 def preferred(rows: Sequence[Judgement], margins: np.ndarray) -> Check:
     """Whether NEW agrees with people better than OLD on more than half of the prompts (mean margin above 0), beyond noise."""
-    won = win_rate(_by_prompt(rows, margins))
+    won = win_rate(by_prompt(rows, margins))
     low, high = won.interval
     says = f"It agrees better with people on {won.rate:.0%} of {won.n} held-out prompts (95 %: {low:.0%} to {high:.0%})."
     return Check("win rate", low > 0.5, says, won.rate, 0.5, won.interval)
 
 
-def _by_prompt(rows: Sequence[Judgement], margins: np.ndarray) -> list[float]:
+def by_prompt(rows: Sequence[Judgement], margins: np.ndarray) -> np.ndarray:
+    """The mean margin of each prompt, float64 [prompts]: judgements of one prompt are no independent samples."""
     of: dict[str, list[float]] = {}
     for row, margin in zip(rows, margins, strict=True):
         of.setdefault(str(row.prompt), []).append(float(margin))
-    return [float(np.mean(some)) for some in of.values()]
+    return np.array([np.mean(some) for some in of.values()])
 
 
 def margins(both: Both, rows: Sequence[Judgement]) -> np.ndarray:

@@ -85,12 +85,13 @@ def _judge(new: Path, old: Path, home: Path, key: str, hashes: dict[str, str], s
         train, validation = (read_judgements(new / "data" / f"{part}.jsonl") for part in PARTS[:2])
         known = {str(row.prompt) for row in train}
         unseen = [row for row in held_out if str(row.prompt) not in known]
-        quantiles = predicted(list(-checks.margins(both, validation)), len(unseen))
+        prompts = len({str(row.prompt) for row in unseen})
+        quantiles = predicted(-checks.by_prompt(validation, checks.margins(both, validation)), prompts)
         data = {name: hashes[name] for name in ("validation", "new", "old")}
         made = Forecast(key=key, who="learn", kind="paired_difference", unit="nats/answer", quantiles=quantiles, data=data)
         quantiles = forecast(home, made).quantiles
         margins = checks.margins(both, unseen)
-        test = paired_test(list(-margins))
+        test = paired_test(-checks.by_prompt(unseen, margins))
         said = {"test": asdict(test), "quantiles": quantiles, "left_out_prompts": len(held_out) - len(unseen)}
         found += [checks.better(new.name, test), checks.preferred(unseen, margins), *checks.better_in_each(both, unseen, margins)]
         learned = [chat for row in train for chat in (row.liked, row.disliked) if chat is not None]

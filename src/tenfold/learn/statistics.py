@@ -35,7 +35,7 @@ class PairedTest:
         return min(self.t_interval[0], self.bootstrap_interval[0]) > 0
 
 
-def paired_test(differences: Sequence[float], level: float = 0.95) -> PairedTest:
+def paired_test(differences: Sequence[float] | np.ndarray, level: float = 0.95) -> PairedTest:
     """The test of the `differences` NEW - OLD, with intervals at `level`. Raises TenfoldError for too few or non-finite ones."""
     d, tail = checked(differences, "held-out"), (1 - level) / 2
     mean, half = float(d.mean()), float(stats.t.ppf(1 - tail, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d)))
@@ -43,7 +43,7 @@ def paired_test(differences: Sequence[float], level: float = 0.95) -> PairedTest
     return PairedTest(len(d), mean, (mean - half, mean + half), (float(low), float(high)))
 
 
-def predicted(differences: Sequence[float], n: int) -> tuple[float, ...]:
+def predicted(differences: Sequence[float] | np.ndarray, n: int) -> tuple[float, ...]:
     """Quantiles of the mean of `n` further differences like these: Student's t with the noise of both means.
 
     Raises TenfoldError as `paired_test`.
@@ -53,7 +53,7 @@ def predicted(differences: Sequence[float], n: int) -> tuple[float, ...]:
     return tuple(float(d.mean() + scale * stats.t.ppf(level, len(d) - 1)) for level in LEVELS)
 
 
-def checked(differences: Sequence[float], which: str) -> np.ndarray:
+def checked(differences: Sequence[float] | np.ndarray, which: str) -> np.ndarray:
     """The differences as an array. Raises TenfoldError for fewer than `FEWEST`, or non-finite ones; `which` names the prompts."""
     if len(differences) < FEWEST or not np.isfinite(differences).all():
         finite = int(np.isfinite(differences).sum())
@@ -72,7 +72,7 @@ class WinRate:
     interval: tuple[float, float]
 
 
-def win_rate(margins: Sequence[float]) -> WinRate:
+def win_rate(margins: Sequence[float] | np.ndarray) -> WinRate:
     """The win rate from the margin of each prompt, which is above zero where NEW wins."""
     won = (np.sign(np.asarray(margins, float)) + 1) / 2
     wilson, drawn = share_interval(float(won.sum()), len(won)), np.quantile(_resampled(won), (0.025, 0.975))
