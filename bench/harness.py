@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 import numpy as np
 from scipy import stats
 
+from tenfold.spec.files import write_json
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(os.environ.get("TENFOLD_BENCH_RESULTS", ROOT / "bench" / "results"))
 TENFOLD = (sys.executable, "-m", "tenfold")
@@ -140,5 +142,5 @@ def write_results(
         "headline": [{"what": what, "figure": figure} for what, figure in headline],
         "rows": rows,
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(path, record)  # whole, and without numbers that are not finite
     return path

@@ -122,6 +122,16 @@ def test_a_user_with_very_many_events_in_a_day_is_cut_off(tmp_path):
     assert len(store.history("bot", 20)) == 20 and store.history("bot", 20)[-1].time == rows[-1]["time"]
 
 
+def test_events_of_nobody_named_are_no_history(tmp_path):
+    store = Events(f"sqlite:///{tmp_path / 'events.db'}")
+    for user in ("anonymous", "ann"):
+        rows = [{"id": f"{user}-{n}", "time": 1.0 * n, "item": f"item-{n}", "action": "click"} for n in range(5)]
+        store.keep_events(user, rows).result()
+    found = gather(store, None)
+    assert set(found.table["user"].to_pylist()) == {store.user_hash("ann")} and len(found.table) == 5
+    assert found.left_out["of users who were not named"] == 5
+
+
 def test_nobody_who_leaves_and_no_row_that_cannot_be_written_stops_the_writer(tmp_path):
     store = Events(f"sqlite:///{tmp_path / 'events.db'}")
     row = {"time": 1.0, "item": "item-1", "action": "click"}

@@ -21,10 +21,11 @@ def ask(server: str, interactions: Interactions, users: int, number: int) -> dic
     for user, (tokens, target) in enumerate(zip(queries.histories, queries.targets, strict=True)):
         history, came = [names[token] for token in tokens], names[target]
         began = time.perf_counter()
-        shown = post(f"{server}/v1/recommend", {"history": history})
+        whose = {"user": f"asked-{number}-{user}"}
+        shown = post(f"{server}/v1/recommend", {"history": history, **whose})
         seconds.append(time.perf_counter() - began)
         hits += came in shown["items"]
-        post(f"{server}/v1/events", {"events": [{"item": came, "id": f"asked-{number}-{user}", "list": shown["id"]}]})
+        post(f"{server}/v1/events", {"events": [{"item": came, "id": "took", "list": shown["id"]}], **whose})
     return {"users": len(seconds), "hits": hits, "median_ms": 1000 * sorted(seconds)[len(seconds) // 2]}
 
 
