@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,6 @@ from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.fleet.shares import FleetRequest, plan_fleet
 from tenfold.plan.request import Request, StepRequest
 from tenfold.plan.serving.chat import ChatRequest, best_replica
-from tenfold.plan.serving.rank import REFERENCE
 from tenfold.plan.workload.machine import machine
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
@@ -24,7 +24,7 @@ TONIGHT = FleetRequest(gpus=1024, chat_model="llama-3.1-8b")
 
 @cache
 def planned(fleet=TONIGHT, part="h100", around=Surroundings()):
-    return plan_fleet(SMALL, fleet, machine(part), StepRequest(), around, REFERENCE)
+    return plan_fleet(SMALL, fleet, machine(part), StepRequest(), around, Path("no home"))
 
 
 # MLPerf Inference, Llama 2 70B, offline: 294 tokens in and out; tokens/s of one GPU of 8 (v4.1) or of a rack of 72 (Azure, v4.1).

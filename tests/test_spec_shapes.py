@@ -5,7 +5,11 @@ from dataclasses import fields, replace
 
 import pytest
 
-from tenfold.plan.request import Request
+from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.fleet.shares import FleetRequest, plan_fleet
+from tenfold.plan.plan import solve
+from tenfold.plan.request import GpuRequest, Request, StepRequest
+from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.shape import resolve
 from tenfold.scale.ladder import plan_ladder
 from tenfold.spec.errors import TenfoldError
@@ -144,3 +148,13 @@ def test_a_ladder_takes_its_models_from_the_dial():
         spec = shape_of("llama4", rung.width, 2048)
         assert rung.params == spec.parameters().matrix_active
         assert rung.tokens * spec.train_flops_per_token(128) == pytest.approx(rung.flops, rel=1e-3)
+
+
+def test_a_fleet_trains_the_model_that_a_plan_of_the_same_compute_does(tmp_path):
+    law_of(tmp_path, "g1", "llama3", 1e23, params=3e10)
+    asked, step, part = Request(flops=1e24), StepRequest(), machine("h100")
+    one = solve(asked, GpuRequest(gpus=512), part, step, tmp_path)
+    whole = plan_fleet(asked, FleetRequest(gpus=1024), part, step, Surroundings(), tmp_path)
+    trained, plain = whole.roles[0].does, solve(asked, GpuRequest(gpus=512), part, step)
+    assert trained["tokens"] == one.workload.tokens != plain.workload.tokens
+    assert trained["parameters_total"] == one.workload.spec.parameters().total

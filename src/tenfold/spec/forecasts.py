@@ -144,6 +144,8 @@ def outcome(home: Path, key: str, measured: float) -> Scored:
 
     Raises TenfoldError if there is no such forecast, or if it has another outcome.
     """
+    if not math.isfinite(measured):
+        raise TenfoldError(f"The outcome of the forecast {key!r} is {measured}: only a finite number can be recorded.")
     with _locked(home):
         known = {one.forecast.key: one for one in read_forecasts(home)}
         if key not in known:

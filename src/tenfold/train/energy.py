@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenfold.spec.threads import available_cores
+
 # Watts of a cloud server per logical processor, idle and busy, without memory: Cloud Carbon Footprint's averages for AWS, from
 # SPECpower results of whole servers (https://www.cloudcarbonfootprint.org/docs/methodology/).
 IDLE_WATTS = 0.74
@@ -41,7 +43,7 @@ class EnergyMeter:
         self.source = ("nvml+" if gpus else "") + ("rapl" if packages else "estimated")
         self._estimates = not packages
         self._gpus, self._packages = (gpus, packages) if whole_machine else ([], [])
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processors = available_cores()
         self._idle_watts = IDLE_WATTS * processors if whole_machine else 0.0
         self.start()
 

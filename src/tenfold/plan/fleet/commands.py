@@ -32,11 +32,10 @@ def fleet(
     from tenfold.plan.document import plain
     from tenfold.plan.fleet.shares import plan_fleet
     from tenfold.plan.report import count, usd
-    from tenfold.plan.serving.rank import rank_costs
     from tenfold.spec.terminal import Figures, console
 
     part, calibrated = hardware.machine(output.home)
-    found = plan_fleet(asked, shares, part, step, around, rank_costs(output.home))
+    found = plan_fleet(asked, shares, part, step, around, output.home)
     if output.json:
         request = {name: value for name, value in asdict(shares).items() if value is not None}
         print_json({"schema": SCHEMA, "request": request, "accelerator": part.accelerator.key, **plain(found)})

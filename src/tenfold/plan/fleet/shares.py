@@ -1,6 +1,7 @@
 """A fleet of GPUs shared by training, chat and ranking: the throughput of each share, and the cost of all."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -14,10 +15,10 @@ from tenfold.plan.plan import Plan, gpus_for_days, make_plan
 from tenfold.plan.ranges import Range, total
 from tenfold.plan.request import Confidence, Days, GpuRequest, Gpus, Request, StepRequest
 from tenfold.plan.serving.chat import ChatRequest, best_replica
-from tenfold.plan.serving.rank import RankCosts, ServeRequest, history_flops, plan_rank
+from tenfold.plan.serving.rank import RankCosts, ServeRequest, history_flops, plan_rank, rank_costs
 from tenfold.plan.sites.site import site
 from tenfold.plan.workload.machine import Machine
-from tenfold.plan.workload.shape import resolve
+from tenfold.plan.workload.shape import Shape, resolve
 from tenfold.plan.workload.workload import DAY_S
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.model import published_model
@@ -89,9 +90,12 @@ class FleetPlan:
 
 
 def plan_fleet(
-    asked: Request, fleet: FleetRequest, machine: Machine, step: StepRequest, around: Surroundings, ranker: RankCosts
+    asked: Request, fleet: FleetRequest, machine: Machine, step: StepRequest, around: Surroundings, home: Path
 ) -> FleetPlan:
-    """The roles of a fleet and their costs. Raises TenfoldError where shares exceed one, or a role cannot work on its share."""
+    """The roles of a fleet and their costs; the law and the costs of ranking are those of `home`, where it has some.
+
+    Raises TenfoldError where shares exceed one, or a role cannot work on its share.
+    """
     shares = {"training": fleet.training_share, "chat": fleet.chat_share, "ranking": fleet.ranking_share}
     if fleet.gpus is None:
         raise TenfoldError("The fleet's number of GPUs is missing: give --gpus.")
@@ -101,21 +105,21 @@ def plan_fleet(
     gpus = {name: round(share * fleet.gpus) // node * node for name, share in shares.items()}
     roles = []
     if gpus["training"]:
-        roles.append(training(asked, fleet, gpus["training"], machine, step, around))
+        shape = resolve(asked, step.seq_len, home=home)
+        roles.append(training(shape, fleet, gpus["training"], machine, step, around))
     if gpus["chat"]:
         roles.append(chat(asked, fleet, gpus["chat"], machine))
     if gpus["ranking"]:
-        roles.append(ranking(fleet, gpus["ranking"], machine, node, ranker))
+        roles.append(ranking(fleet, gpus["ranking"], machine, node, rank_costs(home)))
     costs = {role.name: role_costs(role, fleet.period_days, machine, around) for role in roles}
     costs["all"] = RoleCosts(*(total(getattr(c, name) for c in costs.values()) for name in RoleCosts.__dataclass_fields__))
     idle = (1 - fleet.mean_share) * (gpus["chat"] + gpus["ranking"])
     return FleetPlan(roles, costs, idle, _idle_words(idle, roles))
 
 
-def training(asked: Request, fleet: FleetRequest, gpus: int, machine: Machine, step: StepRequest, around: Surroundings) -> Role:
+def training(shape: Shape, fleet: FleetRequest, gpus: int, machine: Machine, step: StepRequest, around: Surroundings) -> Role:
     """As many runs of the model at a time as fit on the share, each on the fastest number of GPUs, or the fewest that keep the
     days."""
-    shape = resolve(asked, step.seq_len)
     if fleet.run_days:
         needed = gpus_for_days(shape, GpuRequest(days=fleet.run_days, confidence=fleet.confidence), machine, step, around)
         if needed > gpus:
@@ -167,6 +171,11 @@ def chat(asked: Request, fleet: FleetRequest, gpus: int, machine: Machine) -> Ro
         raise TenfoldError(f"--chat-dtype must be bf16, fp8 or fp4, not {dtype!r}.")
     each = best_replica(spec, machine, dtype, fleet)
     replicas = gpus // each.gpus
+    if not replicas:
+        raise TenfoldError(
+            f"A replica of {spec.name} in {dtype} needs {each.gpus:,} GPUs, but the share for chat has {gpus:,}: raise"
+            " --chat-share."
+        )
     requests = replicas * each.requests_per_s
     per_day = requests * fleet.mean_share * DAY_S
     does: dict[str, Any] = {

@@ -5,7 +5,6 @@ cache and no speculation; llama.cpp gives no hidden states here, so there are no
 """
 
 import ctypes
-import os
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from tenfold.serve.options import EngineOptions
 from tenfold.serve.request import Request
 from tenfold.serve.runners.runner import BLOCK, ModelInput, cache_blocks
 from tenfold.spec.errors import NotInstalled, TenfoldError
+from tenfold.spec.threads import available_cores
 
 _MAX_NUM_SEQS = 256  # the limit of a llama.cpp context
 
@@ -47,7 +47,7 @@ class LlamaCppRunner:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max = n_blocks * BLOCK, config.max_num_batched_tokens, config.max_num_seqs
         params.kv_unified = True
-        params.n_threads = params.n_threads_batch = options.threads or len(os.sched_getaffinity(0))
+        params.n_threads = params.n_threads_batch = options.threads or available_cores()
         self._context = llama_cpp.llama_init_from_model(model, params)
         if self._context is None:
             raise TenfoldError(f"llama.cpp has no room for a cache of {n_blocks * BLOCK} tokens: allow less with --kv-cache-gib.")

@@ -1,7 +1,5 @@
 """Makes the engine for `EngineOptions`: chooses the runner and the engine by the model and the device."""
 
-import os
-
 import torch
 from msgspec.structs import replace
 
@@ -18,6 +16,7 @@ from tenfold.serve.runners import cuda, native
 from tenfold.serve.runners.adapters import Adapters
 from tenfold.serve.runners.runner import Runner, TorchRunner, cache_blocks
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.threads import available_cores
 from tenfold.train.device import resolve_device
 
 # By device. A step of so many tokens takes some tens of milliseconds.
@@ -44,7 +43,7 @@ def make_runner(options: EngineOptions) -> tuple[Runner, int]:
     available. Otherwise, and for models with adapters, it is `TorchRunner`. Raises TenfoldError if the model cannot be read, or
     cannot run with these options.
     """
-    threads = options.threads or len(os.sched_getaffinity(0))
+    threads = options.threads or available_cores()
     torch.set_num_threads(threads)
     device = resolve_device(options.device)
     on_gpu = device.startswith("cuda")

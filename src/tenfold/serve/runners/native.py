@@ -25,6 +25,7 @@ from tenfold.model.quantised import GROUP
 from tenfold.serve.runners.runner import BLOCK, ModelInput
 from tenfold.serve.runners.weights import FORMATS, PANEL, Packed, pack
 from tenfold.spec.model import ModelSpec
+from tenfold.spec.threads import available_cores
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("native.cpp", "attention.h", "tiles.h", "products.h")]
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
@@ -112,7 +113,7 @@ class NativeRunner:
         found = library()
         assert found is not None and fits(model.spec)
         self._library, self.spec = found, model.spec
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or available_cores()
         products = (3 if weights in ("exact", "float32") else 1) if found.tenfold_tiles() else 0
         self.tiles = products > 0
         self._rows = 0
