@@ -37,9 +37,12 @@ PROBE_TOKENS = 100
 
 
 class Part(NamedTuple):
-    """How the fleet does its part. A slot at work takes `slot_w` watts; 0 is unknown. Roles that have left a slot may keep
-    `keep_gib` of memory there. `number` counts the circles of the home; the demand is drawn by `seed`. The fleet of a `file` is
-    simulated beside the live slots."""
+    """Options of the fleet in a circle.
+
+    A busy slot draws `slot_w` watts (0: unknown). Roles that have left a slot may keep `keep_gib` of memory there, so that they
+    return faster. `number` is that of the circle in its home; the demand is drawn with `seed`. If `file` is given, the fleet of
+    that fleet file is simulated in addition to the live slots.
+    """
 
     policy: str = "lend"
     slot_w: float = 0.0
@@ -50,11 +53,11 @@ class Part(NamedTuple):
 
 
 def walk(home: Path, say: Say, part: Part = Part()) -> dict[str, Any]:
-    """Do the fleet's part in `home`, going on from what is done. Fleets of earlier circles are kept as `fleet-1`, `fleet-2`, ...
+    """Run the fleet's part of the circle in `home`; continues where an earlier call was stopped. Returns the content of
+    `fleet/fleet.json`. The folders of earlier circles are renamed to `fleet-1`, `fleet-2`, ...
 
-    Returns its numbers, which `fleet.json` keeps.
-
-    Raises TenfoldError where a promise was broken: a loss that differs, an accepted request lost, a loan that came back late.
+    Raises TenfoldError if the losses of the lent run differ from those of the undisturbed one, an accepted request was lost, or a
+    slot was returned late.
     """
     if not (find_spec("uvicorn") and find_spec("fastapi") and find_spec("openai")):
         raise NotInstalled("A fleet serves chat: pip install 'tenfold[serve]'.")
@@ -91,7 +94,7 @@ def _simulated(file: Path, folder: Path, policy: str, say: Say) -> dict[str, Any
 
 
 def _live(home: Path, key: str, say: Say, part: Part) -> None:
-    """Both runs and the wave, on the fleet of this machine."""
+    """Run both trainings and the wave of requests on two slots of this machine."""
     from tenfold.fleet.slots.roles import Chat, Role, Training  # these need 'tenfold[serve]'
 
     folder = home / "fleet"
@@ -127,7 +130,7 @@ def _live(home: Path, key: str, say: Say, part: Part) -> None:
 
 
 def _days(per_slot: float, seed: int) -> list[list[float]]:
-    """The days before the wave, and its own."""
+    """Hourly rates of the eight days before the wave, and of the day of the wave."""
     return draw_days(8, BUSIEST * per_slot, seed)
 
 
@@ -136,7 +139,8 @@ def _body(tokens: int) -> dict[str, Any]:
 
 
 def _measure(folder: Path, world: LocalWorld, front: Front, seed: int, hours_s: tuple[float, float]) -> dict[str, Any]:
-    """How long the roles take to start, and what a slot answers; and the days before, on that scale. Measured once."""
+    """Measure once how long the roles take to start and how many requests per second a slot answers; scale the days before the
+    wave accordingly. Returns the content of `measured.json`."""
     file, began = folder / "measured.json", time.monotonic()
     settle(world)
     if not file.exists():
@@ -152,8 +156,8 @@ def _measure(folder: Path, world: LocalWorld, front: Front, seed: int, hours_s: 
 
 
 def _forecast(home: Path, key: str, measured: dict[str, Any], back_s: float) -> None:
-    """Before the wave: the requests of its peak, how long a switch takes, and the lost work of a loan, whose owner needs `back_s`
-    to start again."""
+    """Record forecasts before the wave: the requests of its peak, the time of a switch, and the work that a loan loses, after which
+    the training needs `back_s` seconds to start again."""
     data = {"fleet/measured.json": file_sha256(home / "fleet" / "measured.json")}
     said = {
         "demand": ("requests", forecast_peak(measured["days"], measured["hour_s"])),
@@ -165,7 +169,7 @@ def _forecast(home: Path, key: str, measured: dict[str, Any], back_s: float) -> 
 
 
 def _numbers(folder: Path) -> dict[str, Any]:
-    """What came of the wave, from the files."""
+    """The results of the wave, from the files in `folder`."""
     hour_s, answers = json.loads((folder / "measured.json").read_text())["hour_s"], read_lines(folder / "answers.jsonl")
     leases, rows = Ledger(folder / "ledger.db").leases(), [read_metrics(folder / name / "run.jsonl") for name in RUNS]
     loans = [lease for lease in leases if lease.until is not None]

@@ -30,8 +30,11 @@ CALLERS = 4  # that ask at once
 
 
 class Part(NamedTuple):
-    """How this room does its part: from which `model`, by default SmolLM2-135M; on whose `feedback`, by default that of simulated
-    users; in how many `steps`. The `number`th circle begins from what is in service by then, and asks other users."""
+    """Options of the learning part of a circle.
+
+    `model` is tuned in the first circle, by default SmolLM2-135M; later ones tune the released one. `feedback` is a database or
+    file of chats, by default that of simulated users, who differ in each circle. `steps` are those of the optimizer.
+    """
 
     model: str | None = None
     feedback: str | None = None
@@ -41,11 +44,11 @@ class Part(NamedTuple):
 
 
 def walk(home: Path, say: Callable[[str], None], part: Part = Part(), settings: TuneSettings | None = None) -> dict[str, Any]:
-    """Ask and judge, tune, pass the gate, release, swap. Goes on from where an earlier call was stopped.
+    """Collect feedback, tune, run the gate, release, swap the served model; continues where an earlier call was stopped.
 
     Raises TenfoldError where a package is missing.
     """
-    steps = min(part.steps, 10) if os.environ.get("TENFOLD_CIRCLE") == "small" else part.steps
+    users, steps = (USERS // 2, min(part.steps, 10)) if os.environ.get("TENFOLD_CIRCLE") == "small" else (USERS, part.steps)
     settings = settings or TuneSettings(steps=steps, batch_size=2, held_out=0.3, seed=part.seed)
     for package in ("fastapi", "sqlalchemy"):
         if find_spec(package) is None:
@@ -54,7 +57,7 @@ def walk(home: Path, say: Callable[[str], None], part: Part = Part(), settings: 
     before = released_before(home, new.name) if part.number > 1 else None
     old = model_path(before) if before else _first(Path(part.model) if part.model else None, home)
     if part.feedback is None:
-        _judge(old, home / "feedback.db", part.number, say)
+        _judge(old, home / "feedback.db", (users, part.number - 1), say)
     say(f"learn: {settings.steps} steps on what they said.")
     result = tune(old, part.feedback or str(home / "feedback.db"), new, settings, quiet=True)
     if not result.finished:
@@ -114,19 +117,19 @@ def _served(model: Path, database: Path) -> AbstractContextManager[str]:
     return serving({model.parent.name: EngineOptions(model, kv_cache_gib=0.1)}, feedback=f"sqlite:///{database}")
 
 
-def _judge(model: Path, database: Path, number: int, say: Callable[[str], None]) -> None:
-    """What the users of this circle say, answered and judged where it has not been."""
+def _judge(model: Path, database: Path, crowd: tuple[int, int], say: Callable[[str], None]) -> None:
+    """Let a crowd of simulated users ask and judge whatever they have not judged yet. `crowd` is (users, number of the crowd)."""
     from tenfold.learn.users import asked_by, judge_two, unjudged
     from tenfold.serve.feedback.feedback import Feedback
 
-    if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), asked_by(USERS, number - 1))):
+    if left := list(unjudged(Feedback(f"sqlite:///{database}", SALT), asked_by(*crowd))):
         say(f"learn: {model.parent.name} answers {len(left)} things that simulated users say, each twice.")
         with _served(model, database) as server, ThreadPoolExecutor(CALLERS) as callers:
             list(callers.map(partial(judge_two, server), left))
 
 
 def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
-    """The swap under load, measured once: its time, and what became of the requests that went on meanwhile."""
+    """Swap the served model under load, once. Returns the seconds that it took, and how many requests were answered and lost."""
     judged, file = file_sha256(new / "gate.json"), new / "swap.json"
     key = f"learn/swap/{judged[:12]}"
     if not file.exists():

@@ -51,8 +51,8 @@ class Source(NamedTuple):
 
 
 class Part(NamedTuple):
-    """How this room does its part: on the table `interactions`, by default on made ones and on MovieLens. In the `number`th circle
-    of a home, other users come to the server."""
+    """Options of the ranking part of a circle: `interactions` is a table of user, item and time, by default the generated one and
+    MovieLens. Other simulated users come to the server in each circle (`number`)."""
 
     interactions: str | None = None
     number: int = 1
@@ -148,8 +148,7 @@ def _again(part: Part) -> str:
 
 
 def _served(home: Path, part: Part, say: Callable[[str], None]) -> dict[str, Any]:
-    """The ranker in service is asked over HTTP, users do what they do, and it is made again from that while it serves. Done once
-    in a circle."""
+    """Serve the ranker in service, let users ask and act, and train the next one on that while it serves; once in a circle."""
     found = _once(make_folder(home / FOLDER) / f"served-{part.number}.json", lambda: _turn(home, part))
     say(f"rank: the server recommended what {found['hits']} of {ASKED} users took next, in {found['median_ms']:.0f} ms each.")
     say(f"rank: of {found['events']} events came {_again(part)}. {found['reason']}")
