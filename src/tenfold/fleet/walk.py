@@ -59,7 +59,7 @@ def walk(home: Path, say: Say, part: Part = Part()) -> dict[str, Any]:
     Raises TenfoldError if the losses of the lent run differ from those of the undisturbed one, an accepted request was lost, or a
     slot was returned late.
     """
-    if not (find_spec("uvicorn") and find_spec("fastapi") and find_spec("openai")):
+    if not (find_spec("uvicorn") and find_spec("fastapi")):
         raise NotInstalled("A fleet serves chat: pip install 'tenfold[serve]'.")
     kept, done = len(list(home.glob("fleet-[0-9]*"))), home / "fleet" / "fleet.json"
     if part.number > kept + 1 and done.exists():
