@@ -1,6 +1,5 @@
 """The command line: every command explains itself, its examples parse, and what is wrong is one sentence."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -157,20 +156,12 @@ def test_errors_go_to_standard_error_with_a_status_and_a_trace_only_for_debug():
     assert "\x1b" not in tenfold("--help").stdout + wrong.stderr
 
 
-@pytest.mark.parametrize("words", [[], ["train"], ["serve"], ["plan"], ["climb"], ["launch"]])
+@pytest.mark.parametrize("words", [[], ["train"], ["serve"], ["plan"], ["climb"], ["launch"], ["circle"], ["rank", "train"]])
 def test_help_starts_without_what_only_a_run_needs(words):
-    code = "import sys, tenfold.cli\ntry: tenfold.cli.run(sys.argv[1:])\nfinally: print(*sys.modules, file=sys.stderr)"
-    loaded = set(subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True).stderr.split())
-    assert "tenfold.cli" in loaded and not loaded & {"torch", "scipy", "numpy", "rich", "matplotlib", "ray"}
-
-
-@pytest.mark.parametrize("words", [[], ["train"], ["serve"], ["plan"]])
-def test_help_takes_at_most_two_fifths_of_a_second(words):
-    def seconds() -> float:
-        """Of processor time: a busy machine does not change it."""
-        before = os.times()
-        tenfold(*words, "--help")
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert min(seconds() for _ in range(3)) <= 0.4
+    code = "import sys\nfrom tenfold.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
+    ended = subprocess.run([sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True)
+    loaded = set(ended.stderr.split())
+    heavy = {"torch", "scipy", "numpy", "rich", "matplotlib", "ray", "pyarrow", "tokenizers", "fastapi", "pydantic", "sqlalchemy"}
+    assert "Examples:" in ended.stdout or "Example:" in ended.stdout or not words
+    assert "tenfold.cli.commands" in loaded and not loaded & heavy
+    assert len(loaded) < 300  # a start takes its time for modules

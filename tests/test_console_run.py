@@ -198,7 +198,7 @@ def test_the_document_of_a_run_says_what_its_files_say(runs):
     assert run.spent["counted_s"].value == read_goodput(runs / "g1" / "time.jsonl")["counted_s"] == 5.5
     said = [(fault.step and fault.step.value, fault.what, fault.done) for fault in run.faults]
     assert [step for step, *_ in said] == [100, 100, 200, 300, None]
-    assert "Process 3 on node-3" in said[0][1] and "left out 12 batches" in said[2][2] and "a bus error" in said[4][1]
+    assert "Process 3 on node-3" in said[0][1] and "skipped 12 batches" in said[2][2] and "a bus error" in said[4][1]
     assert run.experts.x[0] == 1 and run.experts.x[-1] == 300 and run.experts.loads[0][0][-1] == 500
     assert run.experts.loads[1] == [[250] * len(run.experts.x), [750] * len(run.experts.x)]
     assert {"g1/run.jsonl", "g1/time.jsonl", "g1/trajectory.json"} <= set(run.files)

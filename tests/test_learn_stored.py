@@ -134,7 +134,9 @@ def test_an_evaluation_tells_the_watchdog_that_it_goes_on(model, rows, tmp_path)
         "data": {"corpus": write(tmp_path / "stored.jsonl", rows), "seq_len": 48, "batch_size": 8, "max_epochs": 99},
     }, "test")  # fmt: skip
     task, network, beats = open_task(config, tmp_path, quiet=True), read_model(model), []
-    task.evaluate(SimpleNamespace(model=network, watchdog=SimpleNamespace(beat=lambda: beats.append(1))))
+    task.evaluate(
+        SimpleNamespace(model=network, evaluation_rows=lambda most: most, watchdog=SimpleNamespace(beat=lambda: beats.append(1)))
+    )
     assert len(beats) == 3  # 2 of 20 prompts are kept, with 6 answers each, of which 4 are weighed at once
 
 

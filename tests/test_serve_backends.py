@@ -187,7 +187,7 @@ def test_schemas_are_passed_on_to_vllm_and_other_grammars_are_not():
     assert vllm.completion_body(request(grammar=GrammarSource.of_schema(schema).grammar()))["structured_outputs"] == {
         "json": schema
     }
-    with pytest.raises(TenfoldError, match="only JSON schemas"):
+    with pytest.raises(TenfoldError, match="JSON schemas only"):
         vllm.completion_body(request(grammar=GrammarSource("regular expression", "a+").grammar()))
 
 

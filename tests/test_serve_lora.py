@@ -152,7 +152,7 @@ def test_answers_of_adapters_are_kept_under_their_own_checkpoints(client):
 
 @pytest.mark.parametrize(
     "given, told",
-    [(("sql",), "NAME=FOLDER"), (("=x",), "NAME=FOLDER"), (("a=x", "a=y"), "the same name"), (("tiny=x",), "names of their own")],
+    [(("sql",), "NAME=FOLDER"), (("=x",), "NAME=FOLDER"), (("a=x", "a=y"), "the same name"), (("tiny=x",), "need different names")],
 )
 def test_adapters_that_cannot_be_named_are_a_sentence(base, given, told):
     with pytest.raises(TenfoldError, match=told):

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta, Struct, ValidationError, convert, structs, to_builtins
 
-from tenfold.data.text.sources import NAMED
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import file_sha256, make_folder, write_json
 from tenfold.spec.ranges import Count, Seed, Text
@@ -55,6 +54,8 @@ class CircleSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     def from_anywhere(self) -> "CircleSettings":
         """The same settings with absolute paths. Raises TenfoldError for a file that does not exist."""
+        from tenfold.data.text.sources import NAMED
+
         given = {name: getattr(self, name) for name in FILES if "://" not in (getattr(self, name) or "://")}
         if missing := next((name for name in given if not Path(given[name]).exists()), None):
             raise TenfoldError(f"{given[missing]} does not exist: give --{missing} a file that does.")
