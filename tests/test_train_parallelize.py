@@ -87,10 +87,9 @@ CASES = [(m, name) for m in MODELS for name in LAYOUTS if name not in LINES and 
 CASES += [(m, name) for m in ("deep", "deep-uneven", "deep-tied") for name in LINES if "expert" not in name]
 CASES += [("deep-routed", name) for name in LINES]
 QUICK = [
-    ("dense", "context-tensor"), ("adamw", "fsdp-tensor"), ("uneven", "hsdp"), ("routed", "context-expert"),
-    ("routed", "hsdp-expert"), ("few-routed", "fsdp-context"), ("deep", "pipeline-fsdp"), ("deep-uneven", "pipeline-tensor"),
-    ("deep", "interleaved-fsdp"), ("deep-uneven", "zero-bubble-context"), ("deep-tied", "pipeline"), ("routed", "tensor-expert"),
-    ("deep-routed", "pipeline-tensor-expert"), ("deep-routed", "zero-bubble-expert"),
+    ("dense", "context-tensor"), ("adamw", "fsdp-tensor"), ("routed", "hsdp-expert"), ("few-routed", "fsdp-context"),
+    ("deep-uneven", "zero-bubble-context"), ("deep-tied", "pipeline"), ("routed", "tensor-expert"),
+    ("deep-routed", "pipeline-tensor-expert"),
 ]  # fmt: skip
 
 PROCESS = """
