@@ -284,6 +284,8 @@ def test_a_deleted_user_leaves_the_next_set_and_the_lineage_names_what_still_hol
     assert said in (tmp_path / "g1" / "data" / "train.jsonl").read_text()
     assert not any(said in file.read_text() for file in (tmp_path / "g3" / "data").iterdir())
     assert holders(tmp_path, "another.db", set()) == {}
+    everybody = holders(tmp_path, source, set())
+    assert everybody and holders(tmp_path, f"sqlite:///{source}", set()) == everybody  # however the database is named
 
 
 def test_learned_prompts_are_known_by_their_words():

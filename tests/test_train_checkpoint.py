@@ -19,7 +19,7 @@ from torch import nn
 from tenfold.model.llama import Llama
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.shapes import llama_shape
-from tenfold.train import checkpoint
+from tenfold.train import checkpoint, store
 from tenfold.train.optim.hyperparameters import derive
 from tenfold.train.optim.optimizer import make_optimizers
 
@@ -211,6 +211,19 @@ def test_a_kill_between_removing_an_old_one_and_renaming_its_successor_is_mended
     path.rename(tmp_path / ".step-00000003")
     assert checkpoint.restore_latest(tmp_path, model, optimizers) == {"step": 3}
     assert checkpoint.latest(tmp_path) == path
+
+
+def test_where_the_newest_is_damaged_here_the_stores_copy_of_it_is_used(tmp_path):
+    model, optimizers = made()
+    for step in (1, 2):
+        store.upload(checkpoint.save(tmp_path / "run", step, model, optimizers, {"step": step}), str(tmp_path / "store"), 2)
+    damaged = next((tmp_path / "run" / "step-00000002").glob("*.distcp"))
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    assert checkpoint.restore_latest(tmp_path / "run", model, optimizers, str(tmp_path / "store")) == {"step": 2}
+    shutil.rmtree(tmp_path / "store")
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    with pytest.warns(UserWarning, match="is damaged; an earlier one is used"):
+        assert checkpoint.restore_latest(tmp_path / "run", model, optimizers, str(tmp_path / "store")) == {"step": 1}
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs to mount a small file system")

@@ -24,7 +24,7 @@ def holders(home: Path, source: str, present: set[str], ending: str = ".jsonl") 
     lineages = {file.parent: read_lineage(file.parent) for file in sorted(home.glob("*/lineage.json"))}
     found: dict[str, list[str]] = {}
     for generation, lineage in lineages.items():
-        if lineage["source"] != source:
+        if _place_of(lineage["source"]) != _place_of(source):
             continue
         for part, users in lineage.get("people", {}).get("users", {}).items():
             held = [f"{generation.name}/data/{part}{ending}"]
@@ -33,6 +33,12 @@ def holders(home: Path, source: str, present: set[str], ending: str = ".jsonl") 
             for user in set(users) - present:
                 found.setdefault(user, []).extend(held)
     return {user: sorted(set(held)) for user, held in sorted(found.items())}
+
+
+def _place_of(source: str) -> str:
+    """One name for a source that may be given in several ways: as a file, `./` before it, or the URL of an SQLite file."""
+    path = source.removeprefix("sqlite:///")
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def _descendants(generation: Path, lineages: dict[Path, dict[str, Any]]) -> list[Path]:

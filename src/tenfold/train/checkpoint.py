@@ -170,14 +170,14 @@ def restore_latest(
 ) -> dict[str, Any] | None:
     """Load the newest intact checkpoint into model and optimizers; returns its `extra`, or None if there is no checkpoint.
 
-    Damaged checkpoints are skipped with a warning. If the store `uploaded_to` has a newer checkpoint than `directory`, it is
-    downloaded first. Raises TenfoldError if all checkpoints are damaged, or the newest intact one belongs to another model or
-    optimizer. Only the run that trains in `directory` may call this, because it removes what an interrupted save left behind.
+    Damaged checkpoints are skipped with a warning. If the store `uploaded_to` has a newer checkpoint than the intact ones in
+    `directory`, it is downloaded first. Raises TenfoldError if all checkpoints are damaged, or the newest intact one belongs to
+    another model or optimizer. Only the run that trains in `directory` may call this, because it removes what an interrupted save
+    left behind.
     """
     _settle(directory)
     if uploaded_to is not None:
-        newest = latest(directory)
-        after = -1 if newest is None else int(newest.name.removeprefix("step-"))
+        after = _newest_intact(directory)
         if on_first_process(lambda: store.download(uploaded_to, directory, after)):
             _settle(directory)
     candidates = on_first_process(lambda: _steps(directory))
@@ -189,6 +189,12 @@ def restore_latest(
     if candidates:
         raise TenfoldError(f"Every checkpoint in {directory} is damaged: delete the folder to start the run again.")
     return None
+
+
+def _newest_intact(directory: Path) -> int:
+    """The step of the newest checkpoint that is not damaged; -1 where there is none."""
+    steps = on_first_process(lambda: _steps(directory))
+    return next((int(path.name.removeprefix("step-")) for path in reversed(steps) if _verified(path) is not None), -1)
 
 
 def _listed(optimizer: Optimizers) -> list[Optimizer]:
