@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -20,6 +21,7 @@ import yaml
 
 from tenfold.cli.commands import run as tenfold
 from tenfold.launch.job import Job, Resources, open_launcher
+from tenfold.launch.job_files import file_name
 from tenfold.spec.errors import TenfoldError
 from tenfold.train.jobs import command_job
 from tenfold.train.metrics import read_metrics
@@ -353,3 +355,10 @@ def test_rays_job_server_is_asked_again_while_it_has_no_agent_and_otherwise_refu
         with pytest.raises(TenfoldError, match=r"Ray's job server refused.*Out of order"):
             open_launcher("ray").seen()
     server.shutdown()
+
+
+def test_names_that_no_file_can_have_do_not_share_one():
+    names = ["训练", "训练二", "a/b", "a:b", "x" * 60, "x" * 61, "run_1", "Llama 3.1"]
+    found = {name: file_name(Job(name, command=("true",))) for name in names}
+    assert len(set(found.values())) == len(names) and all(re.fullmatch(r"tenfold[a-z0-9-]{0,43}", one) for one in found.values())
+    assert (found["run_1"], found["Llama 3.1"]) == ("tenfold-run-1", "tenfold-llama-3-1")
