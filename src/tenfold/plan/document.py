@@ -143,10 +143,8 @@ def record(home: Path, plan: Document, data: dict[str, str]) -> str:
     planned = msgspec.json.encode([plan[part] for part in ("request", "model", "machine", "layout")], order="sorted")
     quantiles = tuple(days * 86400 for days in plan["time"]["wall_days_quantiles"])
     key = f"plan/{hashlib.sha256(planned).hexdigest()[:12]}/seconds"
-    unchanged = (
-        Learnt()
-    )  # the record keeps the plan's own quantiles: outcomes change the plan by `calibrate`, not its intervals here
-    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=quantiles, data=data, learnt=unchanged))
+    # The record keeps the plan's own quantiles: outcomes change plans by `calibrate`, and not their intervals here.
+    forecast(home, Forecast(key=key, who="plan", kind="seconds", unit="s", quantiles=quantiles, data=data, learnt=Learnt()))
     return key
 
 

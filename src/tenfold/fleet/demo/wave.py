@@ -66,10 +66,8 @@ class Wave:
         self._path, self._arrivals, self._body, self._front = path, arrivals, body, front
         self._left = set(range(len(arrivals))) - {row["request"] for row in read_lines(path)}
         self._lock, self._pool, self._sent = threading.Lock(), ThreadPoolExecutor(128), list[Future[None]]()
-        self._clock, self._began = (
-            clock,
-            clock() - arrivals[min(self._left, default=-1)],
-        )  # continue with the first request that has no answer
+        # The wave continues with the first request that has no answer.
+        self._clock, self._began = clock, clock() - arrivals[min(self._left, default=-1)]
         threading.Thread(target=self._send, args=(sorted(self._left),), daemon=True).start()
 
     @property

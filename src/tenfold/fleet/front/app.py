@@ -52,9 +52,8 @@ def serve_front(file: Path, options: FrontOptions, server: ServerOptions) -> Non
 def make_front(file: Path, replicas: Replicas, options: FrontOptions, server: ServerOptions) -> FastAPI:
     """The front's application, behind the checks of `tenfold serve`: host names, keys, rates and sizes of bodies."""
     limits = server.limits if server.keys else replace(server.limits, key_share=1.0)
-    most = min(
-        limits.max_queue, most_connections(server.connections) // 2
-    )  # each request has one connection to its client and one to a replica
+    # Each request has one connection to its client and one to a replica.
+    most = min(limits.max_queue, most_connections(server.connections) // 2)
     kept = httpx2.Limits(max_keepalive_connections=most)
     client = httpx2.AsyncClient(timeout=CONNECT, limits=kept, trust_env=False)
     client.headers.clear()  # a forwarded request has its client's headers only

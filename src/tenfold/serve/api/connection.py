@@ -35,9 +35,8 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        standing = [
-            c for c in self.connections if not c.transport.is_closing()
-        ]  # several may be accepted before `connection_lost` of an aborted one
+        # Several connections may be accepted before `connection_lost` of an aborted one.
+        standing = [c for c in self.connections if not c.transport.is_closing()]
         if len(standing) > self._most:
             idle = [c for c in standing if c is not self and c._state[0] == "idle"]
             min(idle, key=lambda c: c._since, default=self).transport.abort()

@@ -47,9 +47,8 @@ def listen(
     TenfoldError if the server cannot start; the application's own if it has set `app.state.failed`.
     """
     connection: Any = partial(Connection, options.connections, most_connections(options.connections))
-    logging.getLogger("uvicorn.error").addFilter(
-        lambda _: app.state.failed is None
-    )  # the sentence is printed instead of a traceback
+    # The sentence is printed instead of a traceback.
+    logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failed is None)
     config = uvicorn.Config(
         app,
         host=options.host,

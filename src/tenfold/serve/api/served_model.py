@@ -183,13 +183,12 @@ class ServedModel:
 
         With `keep_special` the text has special tokens. Raises ApiError if the backend fails or after `timeout_seconds`.
         """
-        n, began, last, written = request.sampling.n, time.monotonic(), 0.0, 0
+        n, began, written = request.sampling.n, time.monotonic(), 0
+        last = [0.0] * n  # when tokens of each answer came
         streams = [TextStream(self.text.tokenizer, stops, keep_special) for _ in range(n)]
         unfinished, end = set(range(n)), began + self.limits.timeout_seconds
-        outputs, ended = (
-            self.backend.generate(self._with_adapter(request)),
-            "abort",
-        )  # unless there is an error, the client has left
+        outputs = self.backend.generate(self._with_adapter(request))
+        ended = "abort"  # unless there is an error, the client has left
         try:
             while unfinished:
                 output = await self._next(outputs, end)
@@ -198,8 +197,8 @@ class ServedModel:
                 delta = _as_delta(output, streams[output.index])
                 if delta.tokens:
                     now, written = time.monotonic(), written + len(delta.tokens)
-                    self.metrics.token(self.name, began, last, now)
-                    last = now
+                    self.metrics.token(self.name, began, last[output.index], now)
+                    last[output.index] = now
                 if delta.finish_reason:
                     unfinished.discard(delta.index)
                     self.metrics.success.labels(self.name, delta.finish_reason).inc()

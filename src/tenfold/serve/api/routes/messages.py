@@ -158,10 +158,9 @@ def _turns(message: Turn) -> Iterator[dict[str, Any]]:
     ]
     content = _content(message.content)
     thoughts = "".join(block.thinking for block in blocks)
-    said = {
-        "content": content,
-        **({"reasoning_content": thoughts} if thoughts else {}),
-    }  # the name in templates of reasoning models
+    said = {"content": content}
+    if thoughts:
+        said["reasoning_content"] = thoughts  # the name in templates of reasoning models
     if calls:
         yield {"role": "assistant", **said, "tool_calls": calls}
     elif content or not any(block.type == "tool_result" for block in blocks):
