@@ -358,7 +358,7 @@ def test_rays_job_server_is_asked_again_while_it_has_no_agent_and_otherwise_refu
 
 
 def test_names_that_no_file_can_have_do_not_share_one():
-    names = ["训练", "训练二", "a/b", "a:b", "x" * 60, "x" * 61, "run_1", "Llama 3.1"]
+    names = ["训练", "训练二", "tâche", "tache", "x" * 60, "x" * 61, "run_1", "Llama 3.1"]
     found = {name: file_name(Job(name, command=("true",))) for name in names}
     assert len(set(found.values())) == len(names) and all(re.fullmatch(r"tenfold[a-z0-9-]{0,43}", one) for one in found.values())
     assert (found["run_1"], found["Llama 3.1"]) == ("tenfold-run-1", "tenfold-llama-3-1")

@@ -121,11 +121,10 @@ def yaml_text(value: Any) -> str:
 def file_name(job: Job) -> str:
     """The job's name as Kubernetes accepts it: at most 50 lower-case letters, digits and hyphens.
 
-    A longer name, or one of other characters than letters, digits and the usual signs between them, ends in a hash: two such names
-    must not have one file.
+    A longer name, or one of other letters than those of ASCII, ends in a hash: two such names must not have one file.
     """
     name = f"tenfold-{re.sub(r'[^a-z0-9]+', '-', job.name.lower())}".strip("-")
-    if len(name) <= MOST_NAME and re.fullmatch(r"[A-Za-z0-9 ._-]+", job.name):
+    if len(name) <= MOST_NAME and job.name.isascii():
         return name
     return f"{name[: MOST_NAME - 9].strip('-')}-{sha256(job.name.encode()).hexdigest()[:8]}"
 
