@@ -91,6 +91,7 @@ def undisturbed(text_folder, tmp_path_factory):
     return run(tmp_path_factory.mktemp("home"), text_folder, "undisturbed", {})
 
 
+@pytest.mark.slow
 def test_a_run_whose_processes_are_killed_and_hang_ends_as_if_nothing_had_happened(undisturbed, text_folder):
     run(undisturbed.parent, text_folder, "disturbed", {"SIGKILL": (9, "1"), "hang": (17, "0")})
     disturbed = undisturbed.parent / "disturbed"

@@ -140,6 +140,7 @@ def test_a_score_says_when_the_machine_was_in_another_state(home, tmp_path):
         assert score(copy)["machine"]["speed_is_comparable"] == alike
 
 
+@pytest.mark.slow
 def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, tmp_path, tenfold):
     """And on the corpus itself those of a climb on its text; a second one in its home is refused while it runs."""
     command = ("climb", "--corpus", next(home.glob("corpus-*-300")), *SMALL, "--home", tmp_path)

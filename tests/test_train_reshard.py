@@ -127,7 +127,9 @@ def some(layouts, *names):
     "spec, layouts",
     [
         pytest.param(SPEC, some(LAYOUTS, "hsdp", "fsdp-tensor", "pipeline-fsdp"), id="dense"),
-        pytest.param(ROUTED, some(EXPERT_LAYOUTS, "all-expert", "tensor", "pipeline-tensor-expert"), id="routed"),
+        pytest.param(
+            ROUTED, some(EXPERT_LAYOUTS, "all-expert", "tensor", "pipeline-tensor-expert"), id="routed", marks=pytest.mark.slow
+        ),
         pytest.param(TIED, TIED_LAYOUTS, id="tied"),
         pytest.param(SPEC, LAYOUTS, id="dense-all", marks=pytest.mark.slow),
         pytest.param(ROUTED, EXPERT_LAYOUTS, id="routed-all", marks=pytest.mark.slow),
