@@ -49,8 +49,8 @@ class CircleSettings(Struct, frozen=True, forbid_unknown_fields=True):
         Text | None, Meta(description="A table of user, item and time, for the ranker; by default made ones and MovieLens.")
     ] = None
     fleet: Annotated[Text | None, Meta(description="A fleet file, which is simulated in addition to the live slots.")] = None
-    sites: Annotated[Text | None, Meta(description="A sites file, as `tenfold sites` takes it.")] = None
-    demand: Annotated[Text | None, Meta(description="A demand file, as `tenfold sites` takes it.")] = None
+    sites: Annotated[Text | None, Meta(description="A sites file, as `tenfold plan sites` takes it.")] = None
+    demand: Annotated[Text | None, Meta(description="A demand file, as `tenfold plan sites` takes it.")] = None
 
     def from_anywhere(self) -> "CircleSettings":
         """The same settings with absolute paths. Raises TenfoldError for a file that does not exist."""

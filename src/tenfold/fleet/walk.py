@@ -67,8 +67,9 @@ def walk(home: Path, say: Say, part: Part = Part()) -> dict[str, Any]:
         done.parent.replace(home / f"fleet-{kept}")
     folder, key = make_folder(done.parent), f"fleet-{kept + 1}" if kept else "fleet"
     if not done.exists():
-        _live(home, key, say, part)
+        # The simulation first: a fleet file that cannot work is refused before the minutes of the live slots.
         simulated = {"simulated": _simulated(Path(part.file), folder, part.policy, say)} if part.file else {}
+        _live(home, key, say, part)
         write_json(done, _numbers(folder) | simulated)
     numbers = json.loads(done.read_text())
     for kind in ("demand", "switch_seconds", "lost_work_s"):

@@ -95,10 +95,10 @@ def smollm2() -> Path:
 
 
 def _first(model: Path | None, home: Path) -> Path:
-    """The weights that the first circle begins from: a Hugging Face directory as it is, another file unpacked in the home."""
+    """The weights that the first circle tunes: a Hugging Face directory is used as it is, a GGUF file unpacked into the home."""
     if model is not None and model_path(model).is_dir():
         return model_path(model)
-    return unpacked(model or smollm2(), home / (model.stem if model else OLD))
+    return unpacked(model or smollm2(), home / ("chat-0" if model else OLD))
 
 
 def unpacked(source: Path, directory: Path) -> Path:
