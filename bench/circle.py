@@ -1,18 +1,13 @@
-"""Whole circles in clean homes: seconds by room, forecasts whose interval held, and the released model after kills.
+"""Whole circles in clean homes: seconds by room, and forecasts whose interval held.
 
     python -m bench.circle                                 # one home: a circle, and the next at ten times the compute
     python -m bench.circle --seed 1 --corpus docstrings    # another home; its rows are added to the file
-    python -m bench.circle --circles 1 --kills 20          # also a second home, killed 20 times at random moments
     TENFOLD_CIRCLE=small python -m bench.circle --dry      # a quick trial
 
-A kill ends the whole process group with SIGKILL. Both homes of a row with kills have the same seed, and "the same release" compares
-the hashes of the released weights. Each circle is a row of bench/results/circle.json, with every forecast that was scored in it.
+Each circle is a row of bench/results/circle.json, with every forecast that was scored in it.
 """
 
 import json
-import os
-import random
-import signal
 import subprocess
 import tempfile
 import time
@@ -45,24 +40,6 @@ def walked(home: Path, *more: str) -> dict[str, Any]:
     return json.loads(said)["rooms"]
 
 
-def killed(home: Path, kills: int, longest_s: float, *more: str) -> int:
-    """Start the circle `kills` times and kill it after a random time; how many were killed before their end."""
-    draw, found = random.Random(0), 0
-    for _ in range(kills):
-        child = begun(home, *more)
-        try:
-            child.wait(draw.uniform(3, longest_s))
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            found += 1
-        child.communicate()
-    return found
-
-
-def released(home: Path) -> str:
-    return json.loads((home / "release.json").read_text())["sha256"]
-
-
 def measured(home: Path, number: int, *more: str) -> Row:
     """Run the `number`th circle of a home: its seconds, and the forecasts that it scored."""
     others, began, known = busy_share(), time.monotonic(), {one.forecast.key for one in scored(home)}
@@ -93,7 +70,6 @@ def in_row(one: Scored) -> Row:
 
 
 def headline(rows: list[Row]) -> Headline:
-    newest = rows[-1]
     took = [next(row["seconds"] for row in reversed(rows) if (row["number"] > 1) is again) for again in (False, True)]
     held = [one["held"] for row in rows for one in row["forecasts"]]
     kinds = {one["kind"] for row in rows for one in row["forecasts"]}
@@ -105,8 +81,6 @@ def headline(rows: list[Row]) -> Headline:
         first, second = (scores(row for row in rows if (row["number"] > 1) is again) for again in (False, True))
         if kind in first and kind in second:
             yield f"interval score of {kind}, later circles over first", f"{fmean(second[kind]) / fmean(first[kind]):.2f}"
-    if newest.get("kills"):
-        yield f"the circle killed {newest['kills']} times", "the same release" if newest["same_release"] else "another release"
 
 
 def of_kind(rows: list[Row], kind: str) -> float:
@@ -130,21 +104,15 @@ def main() -> None:
     parser.add_argument("--circles", type=int, default=2, help="circles in one home, each at ten times the last one's compute")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corpus", default="stdlib")
-    parser.add_argument("--kills", type=int, default=0, help="how often a second home's first circle is killed")
-    parser.add_argument("--longest", type=float, default=60, help="most seconds until a kill")
     parser.add_argument("--dry", action="store_true", help="write nothing")
     given = parser.parse_args()
     of = {"corpus": given.corpus, "seed": given.seed}
     flags = [f"--{name}={value}" for name, value in of.items()]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        home, other = Path(folder, "home"), Path(folder, "killed")
+        home = Path(folder, "home")
         for number in range(1, given.circles + 1):
             row = of | measured(home, number, *flags, *(["--again"] if number > 1 else []))
-            if given.kills and number == 1:
-                row["kills"] = killed(other, given.kills, given.longest, *flags)
-                walked(other, *flags)
-                row["same_release"] = released(home) == released(other)
             rows.append(row)
             print(json.dumps(row))
     file = RESULTS / "circle.json"

@@ -81,7 +81,7 @@ def test_the_next_circle_climbs_on_and_learns_from_the_first(tmp_path):
     assert plan.measured is None and known[plan.forecast.key].measured == seconds
     for kind in ("loss", "speed", "duration", "energy"):
         assert known[f"climb/g2/{kind}"].forecast.learnt.outcomes == 1 and known[f"climb/g2/{kind}"].measured is not None
-    assert known["fleet-2/switch_seconds"].forecast.learnt.outcomes == 1
+    assert known["fleet-2/chat/switch_seconds"].forecast.learnt.outcomes == 1
     assert (tmp_path / "fleet-1" / "fleet.json").exists() and (tmp_path / "chat-2" / "gate.json").exists()
 
 

@@ -69,7 +69,7 @@ def run_fleet(home):
     limits = Limits(leave_s=10, start_s=30, tick_s=1, switch_s=8)
     rates = RATES
     world = SimulatedWorld(
-        ledger, lambda now: Demand(rates[min(4, int(now / 50))], tuple(rates[int(now / 50) :]), 50, now % 50, 10), limits,
+        ledger, {"chat": lambda now: Demand(rates[min(4, int(now / 50))], tuple(rates[int(now / 50) :]), 50, now % 50, 10)}, limits,
         itertools.repeat((3.0, 4.0)),
     )  # fmt: skip
     simulate(world, Recorded(Lending(), home / "fleet"), 250, 1.0)
@@ -257,9 +257,27 @@ def test_a_fleet_of_another_home_is_shown_and_changed_in_place_of_the_homes_own(
     assert len(status(other)["wishes"]) == 1 and not (tmp_path / "fleet").exists()
 
 
+def test_simulations_of_one_file_name_are_all_shown_and_their_links_stay(fleet, tmp_path):
+    places = {"day": "fleet/", "day.simulation.json": "", "fleet-1/day": "fleet-1/", "fleet-12/day": "fleet-12/"}
+    view = all_views()["fleet"]
+    found = json.loads((fleet / "fleet" / "monday.simulation.json").read_text())
+    for count, (name, folder) in enumerate(places.items(), 1):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "day.simulation.json").write_text(json.dumps({**found, "title": folder}))
+        (tmp_path / folder / "day.html").write_text(folder)
+        assert sorted(view.names(tmp_path)) == sorted(["", *list(places)[:count]]), name  # those that were there keep their names
+    assert sorted(document(view, tmp_path, "")["simulations"]) == sorted(places)
+    client = TestClient(make_app(ConsoleOptions(home=tmp_path)), base_url="http://127.0.0.1:8765")
+    for name, folder in places.items():
+        shown = client.get(f"/data/fleet/{name}.json").json()
+        assert shown["title"] == folder and shown["files"] == [f"{folder}day.simulation.json", f"{folder}day.html"]
+        assert client.get(f"/files/{folder}day.html").text == folder
+
+
 def test_a_damaged_simulation_is_said_to_be_so(tmp_path):
+    (tmp_path / "fleet").mkdir()
     for text in ('{"version": 1}', '{"version": 9}', "{", '{"version": 1, "means": {"lend": 3}}'):
-        (tmp_path / "day.simulation.json").write_text(text)
+        (tmp_path / "fleet" / "day.simulation.json").write_text(text)
         with pytest.raises(TenfoldError, match="write it again|later one"):
             document(all_views()["fleet"], tmp_path, "day")
 

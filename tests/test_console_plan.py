@@ -186,6 +186,21 @@ def test_the_years_of_sites_are_the_means_of_their_futures(planned):
     assert len(shown["tree"]) == len(found["nodes"])
 
 
+def test_answers_of_one_name_are_all_shown_and_their_links_stay(planned, tmp_path):
+    found, view = json.loads((planned / "sites.json").read_text()), all_views()["sites"]
+    places = {
+        "sites": "sites.json", "sites-2": "sites-2.json", "sites-2/sites": "sites-2/sites.json", "sites/sites": "sites/sites.json",
+        "next": "next/sites.json",
+    }  # fmt: skip
+    for count, (name, file) in enumerate(places.items(), 1):
+        write_json(tmp_path / file, {**found, "sentence": file})
+        assert set(view.names(tmp_path)) == {"", *list(places)[:count]}, name  # those that were there keep their names
+    assert set(document(view, tmp_path, "")["all"]) == set(places)
+    for name, file in places.items():
+        shown = document(view, tmp_path, name)
+        assert shown["sentence"] == file and {one.file for one in figures_in(shown)} == {file}
+
+
 def test_an_empty_home_says_what_to_run(tmp_path):
     assert document(all_views()["plan"], tmp_path, "")["empty"].startswith("tenfold plan --after")
     assert document(all_views()["sites"], tmp_path, "")["empty"].startswith("tenfold plan sites")

@@ -38,15 +38,16 @@ def fleet_of(chat, train):
     return {f"chat-{i}": "chat" for i in range(chat)} | {f"train-{i}": "train" for i in range(train)}
 
 
-def run(owners, policy, rates, delays, seconds=600):
-    """Simulate with a demand that changes every 50 s and is foreseen; returns the moves and the ledger."""
+def run(owners, policy, rates, delays, seconds=600, ranking=None):
+    """Simulate with demands of chat, and of ranking if given, that change every 50 s and are foreseen; returns the moves and the
+    leases."""
     ledger = Ledger(":memory:", owners)
 
-    def demand(now):
-        first = int(now / 50)
-        return Demand(rates[min(first, len(rates) - 1)], tuple(rates[first:]), 50, now % 50, 10)
+    def demand(of):
+        return lambda now: Demand(of[min(int(now / 50), len(of) - 1)], tuple(of[int(now / 50) :]), 50, now % 50, 10)
 
-    moves = simulate(SimulatedWorld(ledger, demand, LIMITS, itertools.cycle(delays)), policy, seconds, LIMITS.tick_s)
+    demands = {name: demand(of) for name, of in (("chat", rates), ("rank", ranking)) if of is not None}
+    moves = simulate(SimulatedWorld(ledger, demands, LIMITS, itertools.cycle(delays)), policy, seconds, LIMITS.tick_s)
     return moves, ledger.leases()
 
 
@@ -58,7 +59,7 @@ class AnyPolicy:
 
     def decide(self, now, pool):
         holders = self.chance.choices(
-            ["chat", *pool.running, "nobody"], [5, *[1] * len(pool.running), 1], k=self.chance.randrange(3)
+            ["chat", "rank", *pool.running, "nobody"], [5, 3, *[1] * len(pool.running), 1], k=self.chance.randrange(3)
         )
         return [Size(one, self.chance.randint(-1, pool.nodes + 1), now + self.chance.uniform(-50, 200)) for one in holders]
 
@@ -84,6 +85,23 @@ def test_whatever_a_policy_says_a_slot_has_one_role_and_a_loan_ends_by_its_deadl
     moves, leases = run(owners, AnyPolicy(seed), [0.0], delays, seconds=300)
     assert_kept(owners, leases)
     assert any(isinstance(move, Lend) for _, move in moves)
+
+
+@settings(max_examples=40)
+@given(RATES, RATES, st.integers(1, 3), DELAYS, st.integers(0, 2**32))
+def test_two_services_share_the_slots_of_training_and_keep_their_own(rates, ranking, train, delays, seed):
+    owners = fleet_of(1, train) | {"rank-0": "rank"}
+    for policy in (Lending(), AnyPolicy(seed)):
+        _, leases = run(owners, policy, rates, delays, seconds=400, ranking=ranking)
+        assert_kept(owners, leases)
+        assert {owners[lease.slot] for lease in leases if lease.until is not None} <= {"train"}
+
+
+def test_one_slot_goes_to_chat_and_then_to_ranking_as_their_peaks_come():
+    chat, ranking = [5, 15, 15, 5, 5, 5, 5, 5, 5], [5, 5, 5, 5, 5, 15, 15, 5, 5]
+    owners = fleet_of(1, 1) | {"rank-0": "rank"}
+    _, leases = run(owners, Lending(), chat, [(3.0, 5.0)], seconds=440, ranking=ranking)
+    assert [lease.role for lease in leases if lease.slot == "train-0"] == ["train", "chat", "train", "rank", "train"]
 
 
 @settings(max_examples=40)
@@ -185,34 +203,38 @@ def until(true, seconds=60):
         time.sleep(0.02)
 
 
-def test_a_slot_is_lent_and_returned_on_real_processes(tmp_path):
-    """The work goes on where it was, no accepted request is lost, and the loan ends by its deadline with its price noted."""
-    counting = toy_roles.Counting(tmp_path / "steps")
-    ledger, front = Ledger(tmp_path / "ledger.db", {"a": "chat", "b": "train"}, time.time()), Front(tmp_path)
-    roles = {"chat": toy_roles.ToyChat(), "train": counting}
-    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), front)
+def test_a_slot_is_lent_to_two_services_and_returned_on_real_processes(tmp_path):
+    """The work goes on where it was, no accepted request is lost, and each loan ends by its deadline with its price noted."""
+    counting = toy_roles.Counting(tmp_path / "steps", 2 * toy_roles.STEPS)
+    ledger = Ledger(tmp_path / "ledger.db", {"a": "chat", "b": "train", "c": "rank"}, time.time())
+    fronts = {name: Front(tmp_path, f"front-{name}") for name in ("chat", "rank")}
+    roles = {"chat": toy_roles.ToyChat(), "train": counting, "rank": toy_roles.ToyChat()}
+    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), fronts)
     world.limits = Limits(leave_s=5, tick_s=0.1, switch_s=0.5)
-    rates = [20.0]
-    world.demand = lambda now: Demand(rates[0], (), 1, 0, 10)
+    rates = {"chat": 20.0, "rank": 1.0}
+    world.demands = {name: lambda now, name=name: Demand(rates[name], (), 1, 0, 10) for name in fronts}
     for slot in ledger.owners:
         world.open(slot)
     try:
         with ThreadPoolExecutor(6) as pool:
             until(lambda: not any(slot.turning for slot in world.observe(time.time()).slots))
-            asked = [pool.submit(lambda: [front.ask({}) for _ in range(8)]) for _ in range(6)]
+            asks = [lambda name=name: [fronts[name].ask({"stream": True}) for _ in range(8)] for name in ("chat", "rank")]
+            asked = [pool.submit(ask) for ask in 3 * asks]
             while not counting.finished or not all(one.done() for one in asked) or ledger.of("b").until:
                 tick(time.time(), world, Lending())
-                if ledger.of("b").role == "chat" and ledger.of("b").ready:
-                    rates[0] = 1.0
+                if ledger.of("b").ready and (role := ledger.of("b").role) != "train":
+                    rates |= {role: 1.0} | ({"rank": 20.0} if role == "chat" else {})
                 time.sleep(0.1)
     finally:
         world.close()
-        front.end()
+        for front in fronts.values():
+            front.end()
     answers = [answer for one in asked for answer in one.result()]
     assert len(answers) == 48 and not any(answer.lost for answer in answers)
-    assert [int(step) for step in counting.path.read_text().split()] == list(range(toy_roles.STEPS))
-    loan = next(lease for lease in ledger.leases() if lease.until is not None)
-    assert loan.slot == "b" and loan.ended <= loan.until and loan.lost_s > 0
+    assert [int(step) for step in counting.path.read_text().split()] == list(range(2 * toy_roles.STEPS))
+    loans = [lease for lease in ledger.leases() if lease.until is not None]
+    assert [(loan.slot, loan.role) for loan in loans] == [("b", "chat"), ("b", "rank")]
+    assert all(loan.ended <= loan.until and loan.lost_s > 0 for loan in loans)
 
 
 def test_a_borrower_that_nobody_stops_is_gone_by_its_deadline_and_the_next_waits_for_it(tmp_path):
@@ -247,7 +269,8 @@ def test_the_fleets_part_of_the_circle_goes_on_after_kills(tmp_path):
         fleet.wait()
     subprocess.run(command, env=os.environ | {"TENFOLD_CIRCLE": "small"}, check=True)
     numbers = json.loads((folder / "fleet.json").read_text())
-    assert numbers["same_losses"] and numbers["steps"] == 100 and numbers["accepted_lost"] == 0 and numbers["returned_in_time"]
-    ids = [json.loads(line)["request"] for line in (folder / "answers.jsonl").read_text().splitlines() if line.endswith("}")]
-    assert sorted(ids) == list(range(numbers["requests"]))  # each answered once
+    assert numbers["same_losses"] and numbers["steps"] == 200 and numbers["returned_in_time"]
+    chat, answers = numbers["services"]["chat"], (folder / "answers-chat.jsonl").read_text().splitlines()
+    ids = [json.loads(line)["request"] for line in answers if line.endswith("}")]
+    assert sorted(ids) == list(range(chat["requests"])) and chat["accepted_lost"] == 0  # each answered once
     assert {one.forecast.kind for one in read_forecasts(tmp_path) if one.measured is not None} >= {"demand", "switch_seconds"}

@@ -67,6 +67,35 @@ def test_demand_is_the_last_row_of_its_file_and_forecast_once_there_is_enough(tm
     assert service.middle[11] == pytest.approx(15, rel=0.1) and service.high[11] >= service.middle[11]
 
 
+def test_a_faulty_demand_file_changes_nothing_and_is_said_once(tmp_path, capsys):
+    path, service, began = tmp_path / "demand.csv", Service("chat", 1, 10.0), time.time() - 1000
+    demand = DemandFiles({"chat": fleet(services={"chat": {**CHAT, "demand_csv": str(path)}}).services["chat"]})
+    ages = iter(range(1000))
+
+    def look(text):
+        path.write_text(text)
+        os.utime(path, (began, began + next(ages)))  # each state of the file has a time of its own
+        for _ in range(2):
+            demand(service, 0.0)
+        return capsys.readouterr().err
+
+    with pytest.raises(TenfoldError, match="needs two rows at least"):
+        look("seconds,rate\n")
+    assert look("seconds,rate\n0,10\n600,20\n") == "" and service.rate == 20
+    assert look("seconds,rate\n0,10\n") == f"{path} needs two rows at least, and rates from 0 to 1e+12: seconds, requests/s. " + (
+        "The demand of chat stays as it was.\n"
+    )
+    assert look("") == "" and look("seconds,rate\n0,1.\n600,1e\n") == "" and service.rate == 20
+    path.unlink()
+    demand(service, 0.0)
+    assert capsys.readouterr().err == "" and service.rate == 20
+    assert look("seconds,rate\n0,10\n600,30\n") == "" and service.rate == 30
+    os.utime(path, (began, time.time() - 60))
+    demand(service, 0.0)
+    assert look("").endswith("The demand of chat stays as it was.\n") and service.rate == 30
+    assert 60 <= service.into_s < 600  # it counts from the last row that could be read
+
+
 TRAINING = """tokens = {tokens}
 dtype = "float32"
 device = "cpu"

@@ -14,13 +14,12 @@ from chat_models import chat_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenfold.fleet.demo.day import SWITCHING, Known, queue, simulated_day
+from tenfold.fleet.demo.day import OWNERS, SWITCHING, Known, queue, simulated_day
 from tenfold.fleet.demo.page import draw
 from tenfold.fleet.demo.rehearsal import day_seconds
 from tenfold.fleet.demo.wave import draw_arrivals, draw_days
 from tenfold.fleet.policies.lend import Lending
 from tenfold.fleet.policies.static import Static
-from tenfold.fleet.slots.live import OWNERS
 from tenfold.spec.errors import TenfoldError
 
 

@@ -38,6 +38,32 @@ def test_the_forms_of_gres_that_slurm_documents_are_read():
         assert (node.kind, node.accelerators, node.host_cores, node.ram_gib) == (kind, count, 96, 2016), gres
 
 
+USABLE = [
+    "IDLE", "MIXED+CLOUD", "ALLOCATED", "ALLOCATED+", "IDLE+COMPLETING", "IDLE+PLANNED", "MIXED-", "IDLE+RESERVED", "IDLE+DYNAMIC_NORM",
+    "IDLE+CLOUD+POWERED_DOWN", "IDLE~+CLOUD+POWER", "IDLE#", "IDLE%", "MIXED+CLOUD+POWERING_UP", "ALLOCATED+REBOOT_REQUESTED", "IDLE^",
+]  # fmt: skip
+UNUSABLE = [
+    "DOWN", "DOWN*", "DOWN+NOT_RESPONDING", "DOWN*+DRAIN", "IDLE+DRAIN", "MIXED+DRAIN", "IDLE*+CLOUD+DRAIN", "DRAINED$", "DRAINING",
+    "ALLOCATED+FAIL", "FAILING*", "IDLE*", "IDLE+CLOUD+NOT_RESPONDING", "DOWN+CLOUD+POWERED_DOWN", "UNKNOWN", "FUTURE",
+    "IDLE+INVALID_REG", "IDLE+MAINTENANCE+RESERVED", "MAINT", "MIXED$",
+]  # fmt: skip
+
+
+def test_only_nodes_that_slurm_can_give_work_are_in_a_pool(tmp_path, monkeypatch, capsys):
+    """The states are written as by `scontrol` of several versions of Slurm."""
+    lines = [f"NodeName=n{i} CPUTot=8 Gres=gpu:h100:4 RealMemory=4096 State={s}" for i, s in enumerate(USABLE + UNUSABLE)]
+    assert [node.usable for node in slurm_nodes("\n".join(lines))] == [True] * len(USABLE) + [False] * len(UNUSABLE)
+    (tmp_path / "scontrol").write_text("#!/bin/bash\ncat <<'E'\n" + "\n".join([*lines, "NodeName=login State=IDLE"]) + "\nE\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    tenfold(["fleet", "discover", "--on", "slurm", "--out", str(tmp_path / "fleet.toml"), "--json"])
+    said, (pool,) = json.loads(capsys.readouterr().out), read_fleet(tmp_path / "fleet.toml").pools.values()
+    assert pool.nodes == len(USABLE)
+    assert (said["nodes_without_accelerator"], said["unusable_nodes"]) == (1, len(UNUSABLE))
+    with pytest.raises(TenfoldError, match="No node of the cluster has an accelerator and is up"):
+        tables(slurm_nodes("\n".join(lines[len(USABLE) :])))
+
+
 def kubernetes_node(labels, **capacity):
     """As the API has it; the labels of GPUs are those of NVIDIA's GPU feature discovery."""
     has = {"cpu": "192", "ephemeral-storage": "1054Gi", "memory": "2097152000Ki", "pods": "110", **capacity}

@@ -142,7 +142,7 @@ class NeverReady(toy_roles.ToyChat):
 def test_a_borrower_that_does_not_come_to_work_has_failed_long_before_its_loan_is_over(tmp_path):
     ledger, front = Ledger(tmp_path / "ledger.db", {"b": "train"}, time.time()), Front(tmp_path)
     roles = {"chat": NeverReady(), "train": toy_roles.Counting(tmp_path / "steps")}
-    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), front)
+    world = LocalWorld(tmp_path, ledger, roles, open_launcher("local"), {"chat": front})
     world.limits = Limits(leave_s=2, start_s=0.5, tick_s=0.1, restarts=1)
     world.apply(Lend("b", "chat", world.clock() + 3600, "a launch"))
     with pytest.raises(TenfoldError, match="chat in b failed 2 times"):

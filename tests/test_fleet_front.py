@@ -386,7 +386,7 @@ import sys, time
 from pathlib import Path
 from tenfold.fleet.front.control import Front
 front = Front(Path(sys.argv[1]))
-front.open(sys.argv[2], "chat")
+front.open(sys.argv[2])
 print(front.url, flush=True)
 time.sleep(600)
 """
@@ -411,14 +411,14 @@ def test_the_front_outlives_its_controller_and_the_next_one_finds_it(tmp_path):
         front = Front(tmp_path)
         opened.callback(front.end)
         assert front.url == url and holder(lock)["process"] == process
-        front.open(toys[1].url, "chat")
-        assert not front.ask({}).lost
+        front.open(toys[1].url)
+        assert not front.ask({"stream": True}).lost
         gate.touch()
         assert begun.result()[2].endswith(b"[DONE]\n\n")  # its replica was taken out meanwhile
         os.kill(process, signal.SIGKILL)
         until(lambda: not front.runs())
         front.start()  # as the fleet's world does at its next look
-        assert not front.ask({}).lost and holder(lock)["process"] != process
+        assert not front.ask({"stream": True}).lost and holder(lock)["process"] != process
         front.end()
         assert holder(lock) is None
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -255,6 +256,25 @@ def test_the_highest_power_is_that_of_one_moment():
     assert found["peak_mw"] * 1e6 == pytest.approx(120 * node.idle_w + 30 * (node.busy_w - node.idle_w))
 
 
+def test_days_in_which_jobs_only_finish_change_no_figure_of_node_hours(setup):
+    class Restless:
+        """Stops every job once an hour without a checkpoint, and starts what waits: work is lost all the time."""
+
+        def decide(self, now, pool):
+            if pool.periodic and now % 3600 == 0:
+                return [Size(name, 0, save=False) for name in pool.running]
+            return [Size(job.name, job.least) for job in pool.waiting[:20]]
+
+    def run(drain_days):
+        file = changed(simulation={"drain_days": drain_days}, jobs__philly={"load": 4.0})
+        return figures(Simulation(dataclasses.replace(setup, file=file), Restless(), 0).run(), 1.0 + drain_days)
+
+    without, drained = run(0.0), run(0.5)
+    assert drained["stops"] > without["stops"] and without["lost_policy_h"] > 0
+    node_hours = ["usage", "training_share", "serving_share", "idle_share", "lost_policy_h", "lost_failures_h", "energy_mwh"]
+    assert {key: drained[key] for key in node_hours} == pytest.approx({key: without[key] for key in node_hours})
+
+
 def test_a_seed_gives_the_same_figures_and_policies_meet_the_same_jobs(setup):
     runs = {name: Simulation(setup, load("policies", name)(), 1).run() for name in ("lend", "static")}
     again = Simulation(setup, Lending(), 1).run()
@@ -343,6 +363,20 @@ def test_a_rolling_forecast_keeps_the_time_of_day_whatever_history_it_begins_wit
     found = rolling(1.0 + np.arange(5 * WEEK), first=round(2.5 * DAY), every=4 * WEEK, levels=(0.5,))
     assert len(found) == 5 * WEEK - round(2.5 * DAY)
     assert len(starts) == 2 and starts[1] > 0 and all(start % DAY == 0 for start in starts)
+
+
+def test_a_high_forecast_that_is_too_low_is_corrected_by_the_same_factor_in_every_week(monkeypatch):
+    """Rates are exp(N(0, 0.3)) and every model says 1: the correction must make it their 90 % quantile, and leave the median."""
+
+    class Model:
+        def quantiles(self, rates, origins):
+            return np.ones((len(origins), len(AHEAD), 2))
+
+    monkeypatch.setattr(forecast, "fit_demand", lambda rates, levels: Model())
+    rates = np.exp(np.random.default_rng(0).normal(0, 0.3, 5 * WEEK))
+    found = rolling(rates, first=3 * DAY)
+    assert (found[..., 0] == 1).all()
+    assert found[WEEK:, :, 1] == pytest.approx(np.exp(0.3 * NormalDist().inv_cdf(0.9)), rel=0.1)
 
 
 def test_pinball_is_that_of_scikit_learn():

@@ -44,7 +44,7 @@ class Fleet:
         self.ledger = Ledger(folder / "ledger.db", {"b": "train"}, time.time())
         self.front = Front(folder)
         roles = {"chat": toy_roles.SleepingChat(), "train": self.counting}
-        self.world = LocalWorld(folder, self.ledger, roles, open_launcher("local"), self.front)
+        self.world = LocalWorld(folder, self.ledger, roles, open_launcher("local"), {"chat": self.front})
         self.world.limits = Limits(**{"leave_s": 60, "start_s": 120, "tick_s": 0.1, "switch_s": 0.5, **limits})
         self.world.sleepers.keep_bytes = keep_bytes
         self.world.open("b")

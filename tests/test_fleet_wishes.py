@@ -47,7 +47,7 @@ def test_wishes_by_chance_break_no_invariant(seed, chat, train, delays):
     ledger = Ledger(":memory:", owners)
     demand = [chance.uniform(0, 60) for _ in range(SECONDS // 50 + 1)]
     world = SimulatedWorld(
-        ledger, lambda now: Demand(demand[int(now / 50)], tuple(demand[int(now / 50) :]), 50, now % 50, 10), LIMITS,
+        ledger, {"chat": lambda now: Demand(demand[int(now / 50)], tuple(demand[int(now / 50) :]), 50, now % 50, 10)}, LIMITS,
         itertools.cycle(delays),
     )  # fmt: skip
     world.slot_w, made = WATTS, []
@@ -81,7 +81,7 @@ def test_wishes_by_chance_break_no_invariant(seed, chat, train, delays):
 def simulated(owners, wishes, seconds=200, watts=WATTS):
     """A quiet fleet in which operators make `wishes` at their times."""
     ledger = Ledger(":memory:", owners)
-    world = SimulatedWorld(ledger, lambda now: Demand(5.0, (5.0,) * 20, 50, 0, 10), LIMITS, itertools.cycle([(2.0, 5.0)]))
+    world = SimulatedWorld(ledger, {"chat": lambda now: Demand(5.0, (5.0,) * 20, 50, 0, 10)}, LIMITS, itertools.cycle([(2.0, 5.0)]))
     world.slot_w, seen, made = watts, [], []
     for now in range(seconds):
         made += [world.wishes.add(wish) for wish in wishes if wish.at == now]
@@ -125,7 +125,7 @@ def test_a_cap_of_power_stops_training_and_lets_it_go_on_after():
 
 def test_a_withdrawn_drain_gives_the_slot_back():
     ledger = Ledger(":memory:", fleet_of(1, 1))
-    world = SimulatedWorld(ledger, lambda now: Demand(1.0, (1.0,), 50, 0, 10), LIMITS, itertools.cycle([(2.0, 5.0)]))
+    world = SimulatedWorld(ledger, {"chat": lambda now: Demand(1.0, (1.0,), 50, 0, 10)}, LIMITS, itertools.cycle([(2.0, 5.0)]))
     wish = world.wishes.add(Wish(0, "drain", "train-0", 1e6, at=1.0))
     for now in range(40):
         if now == 20:

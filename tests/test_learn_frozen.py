@@ -14,7 +14,9 @@ from tenfold.learn.options import DPOOptions, LoRAOptions, TuneSettings
 from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model
 from tenfold.model.io.peft import read_adapter, write_adapter
+from tenfold.model.llama4 import Llama4
 from tenfold.model.lora import LoRALinear, add_lora, merge_lora
+from tenfold.model.moe import expert_layers
 from tenfold.model.quantised import QuantisedLinear, quantise_layers
 from tenfold.serve.engine.build import make_engine
 from tenfold.serve.options import EngineOptions
@@ -22,6 +24,7 @@ from tenfold.serve.request import Request, Sampling
 from tenfold.serve.runners.weights import pack
 from tenfold.serve.start import serving
 from tenfold.spec.errors import TenfoldError
+from tenfold.spec.shapes import llama4_shape
 from tenfold.train.metrics import read_metrics
 
 TOKENS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -78,6 +81,19 @@ def test_a_product_and_its_gradient_are_those_of_the_whole_matrix(bits):
         with torch.autocast("cpu", torch.bfloat16):
             (rounded,) = torch.autograd.grad(linear(x).float().square().sum(), x)
         torch.testing.assert_close(rounded, expected[0], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_routers_keep_their_floats_and_choose_the_same_experts(bits):
+    torch.manual_seed(0)
+    model, rows = Llama4(llama4_shape(64, 300)), torch.randn(200, 64)
+    layers = expert_layers(model)
+    before = [(layer.router.weight.detach().clone(), layer.route(rows)[0]) for layer in layers]
+    quantise_layers(model, bits)
+    assert layers and all(type(block.attention.wqkv) is QuantisedLinear for block in model.layers)
+    for layer, (weight, chosen) in zip(layers, before, strict=True):
+        assert type(layer.router) is nn.Linear and layer.router.weight.equal(weight) and not layer.router.weight.requires_grad
+        assert layer.route(rows)[0].equal(chosen) and type(layer.shared.w1) is QuantisedLinear
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])

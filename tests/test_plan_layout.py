@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise, takewhile
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,8 @@ from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.explain import NAMES, explain
 from tenfold.plan.facts import facts
 from tenfold.plan.gpus import numbers
-from tenfold.plan.plan import gpus_for_days, make_plan, solve
+from tenfold.plan.plan import Plan, gpus_for_days, make_plan, solve
+from tenfold.plan.ranges import Range
 from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.validation.hours import coverage, factor, held_out, one_factor, published_hours
 from tenfold.plan.validation.published import read_layouts
@@ -202,7 +204,42 @@ def test_a_repeated_corpus_is_said():
 
 def test_a_budget_is_kept_with_the_probability_asked_for():
     plan = solve(Request(), GpuRequest(budget_usd=1e5), machine("h100"))
-    assert consequences(plan.workload).cost.rent_usd.chance_within(1e5) == pytest.approx(0.8, abs=0.03)
+    chance = consequences(plan.workload).cost.rent_usd.chance_within(1e5)
+    assert chance >= 0.8 - 1 / 2048 and chance == pytest.approx(0.8, abs=0.03)  # 2,048 draws
+
+
+@pytest.mark.parametrize(
+    ("rent", "most"),
+    [
+        (lambda flops: flops / 1e22, 1e22),
+        (lambda flops: (flops / 1e22) ** 3, 1e22),
+        (lambda flops: (flops / 1e22) ** 0.5, 1e22),
+        (lambda flops: flops / 1e22 * (1.0 if flops < 8e21 else 1.5), 8e21),  # nothing costs 0.8 to 1.2 budgets
+    ],
+    ids=["proportional", "faster", "slower", "jump"],
+)
+def test_a_budget_finds_the_most_compute_however_the_rent_grows(monkeypatch, rent, most):
+    def planned(flops, *_):
+        return Plan(SimpleNamespace(flops=flops), None, None, ())
+
+    def costs(workload, _):
+        return SimpleNamespace(cost=SimpleNamespace(rent_usd=Range.of(1e5 * rent(workload.flops))))
+
+    monkeypatch.setattr("tenfold.plan.plan.resolve", lambda *_, flops, home: flops)
+    monkeypatch.setattr("tenfold.plan.plan.make_plan", planned)
+    monkeypatch.setattr("tenfold.plan.plan.consequences", costs)
+    plan = solve(Request(), GpuRequest(budget_usd=1e5), machine("h100"))
+    assert 0.975 * most <= plan.workload.flops <= most
+    assert most == 1e22 or re.search("2[01]% of it is left", plan.notes[0])
+
+
+def test_a_budget_that_no_compute_comes_close_to_is_refused(monkeypatch):
+    monkeypatch.setattr("tenfold.plan.plan.resolve", lambda *_, flops, home: flops)
+    monkeypatch.setattr("tenfold.plan.plan.make_plan", lambda flops, *_: Plan(SimpleNamespace(flops=flops), None, None, ()))
+    never = SimpleNamespace(cost=SimpleNamespace(rent_usd=Range.of(1.5e5)))
+    monkeypatch.setattr("tenfold.plan.plan.consequences", lambda *_: never)
+    with pytest.raises(TenfoldError, match="No compute was found"):
+        solve(Request(), GpuRequest(budget_usd=1e5), machine("h100"))
 
 
 def test_a_budget_at_no_rent_is_refused():

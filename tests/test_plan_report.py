@@ -1,5 +1,6 @@
 """The report: one screen, a document that is plain JSON, plots that show the plan's own figures."""
 
+import hashlib
 import io
 import json
 import re
@@ -17,6 +18,8 @@ from tenfold.plan.costs.consequences import computing_of, consequences
 from tenfold.plan.costs.surroundings import Surroundings
 from tenfold.plan.document import document
 from tenfold.plan.request import Limits
+from tenfold.plan.validation.calibrate import Calibration, write
+from tenfold.plan.workload.machine import machine
 from tenfold.plan.workload.workload import Memory, StepTime, Workload
 from tenfold.spec.accelerator import accelerator
 from tenfold.spec.forecasts import read_forecasts
@@ -181,6 +184,17 @@ def test_a_plan_that_is_kept_is_a_forecast_of_its_time(tmp_path):
     (kept,) = read_forecasts(tmp_path)
     days = json.loads((tmp_path / "plan" / "plan.json").read_text())["time"]["wall_days"]["mid"]
     assert kept.forecast.median == pytest.approx(days * 86400, rel=0.02) and kept.measured is None
+    assert kept.forecast.data == {}
+
+
+def test_the_forecast_of_a_plan_names_the_calibration_that_it_used(tmp_path):
+    part = machine("h100")
+    written = write(Calibration(part.accelerator, part.constants, part.constants, 0.9, 1.0, 1.1, 1.1, 1.0, 0.4, "run"), tmp_path)
+    for key in ("h100", "b200"):  # only the first is calibrated
+        asked = ["plan", "--after", "llama-3.1-8b", "--gpus", "1024", "--accelerator", key, "--home", str(tmp_path)]
+        tenfold([*asked, "--out", str(tmp_path / key)])
+    used, unused = (one.forecast.data for one in read_forecasts(tmp_path))
+    assert used == {"calibration.json": hashlib.sha256(written.read_bytes()).hexdigest()} and unused == {}
 
 
 def test_the_chance_of_a_limit_is_that_of_the_range():

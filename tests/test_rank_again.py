@@ -246,6 +246,14 @@ def test_recommendations_for_everybody_are_those_of_each(shop, tmp_path, capsys)
     assert table.column_names == ["user", "place", "item", "score"] and len(table) == 60
 
 
+def test_nobody_is_recommended_what_all_who_were_not_named_took(shop, tmp_path):
+    store = Events(f"sqlite:///{tmp_path / 'events.db'}")
+    for user in ("anonymous", "ann"):
+        store.keep_events(user, [{"id": user, "time": 1.0, "item": "item-1", "action": "click"}]).result()
+    assert recommend_all(Recommender.load(shop / "random"), str(tmp_path / "events.db"), tmp_path / "all.parquet", 4) == 1
+    assert set(pyarrow.parquet.read_table(tmp_path / "all.parquet")["user"].to_pylist()) == {store.user_hash("ann")}
+
+
 def test_actions_that_make_no_history_are_none_in_a_batch_either_and_who_took_nothing_is_recommended_to(shop, tmp_path):
     store = Events(f"sqlite:///{tmp_path / 'events.db'}")
     store.keep_list("seen", "looker", {"items": ["item-1"]}).result()

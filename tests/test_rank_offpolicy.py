@@ -1,6 +1,7 @@
 """Off-policy estimates on bandits whose values are known, on tables, and on a served log; interleaving and A/B."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from bench.rank.made import made_ranker
 from bench.rank.offpolicy import Bandit
 from tenfold.cli.commands import run
 from tenfold.rank.events.store import Events
-from tenfold.rank.experiment import Verdict, arm, interleave, interleaved, split
+from tenfold.rank.experiment import Verdict, arm, interleave, interleaved, split, verdicts
 from tenfold.rank.offpolicy.estimators import Rows, estimates
 from tenfold.rank.offpolicy.log import read_log, rows_of, table_policy, uniform
 from tenfold.rank.offpolicy.served import served_log
@@ -158,6 +159,18 @@ def test_a_newer_list_is_read_first_and_a_store_without_lists_is_said(served, tm
         Events.open(str(tmp_path / "nothing.db"))
 
 
+def test_lists_of_users_who_were_not_named_are_not_judged(served, tmp_path):
+    shutil.copy(served / "events.db", tmp_path / "events.db")
+    of, store = Recommender.load(served / "r", RankSettings(explore=0.5)), Events.open(str(tmp_path / "events.db"))
+    before = served_log(store, of, 800)[0]
+    for kept in [store.keep_list(f"nobody-{row.id}", "anonymous", row.shown) for row in list(store.of_lists())]:
+        kept.result()
+    log, _, left_out = served_log(store, of, 800)
+    assert sorted(log.group) == sorted(before.group) and left_out["of users who were not named"] == 400
+    with pytest.raises(TenfoldError, match="no list of a named user"):
+        served_log(store, of, 400)  # the newest are of nobody
+
+
 def test_interleaving_is_fair_to_equals_and_takes_the_best_of_both():
     rng = np.random.default_rng(0)
     same = [interleave("abcdef", "abcdef", 4, rng) for _ in range(2000)]
@@ -184,6 +197,22 @@ def test_the_better_of_two_wins_and_equals_are_rarely_told_apart():
     assert better.models == ("old", "new") and better.wins[1] > better.wins[0] and better.p < 0.01 and better.rate[1] > 0.5
     quality = (0.2, 0.2)
     assert sum(shown(100, rng).p < 0.05 for _ in range(40)) <= 5
+
+
+def test_lists_of_users_who_were_not_named_count_in_no_experiment(tmp_path):
+    store = Events(f"sqlite:///{tmp_path / 'events.db'}")
+    shown = {"ab": {"model": "new", "items": ["a"], "arms": ["old", "new"]}}
+    shown["interleave"] = {"model": "old|new", "items": ["a", "b"], "teams": [1, 0]}
+    for user in ("anonymous", "ann"):
+        for kind, one in shown.items():
+            for n in range(2):
+                name = f"{user}-{kind}-{n}"
+                store.keep_list(name, user, one).result()
+                store.keep_events(user, [{"id": name, "time": 1.0, "item": "a", "action": "click", "list_id": name}]).result()
+    found = verdicts(store)
+    assert [sum(one.wins) + one.ties for one in (*found["ab"], *found["interleave"])] == [1, 2]  # those of ann
+    store.delete_user("ann")
+    assert verdicts(store) == {"ab": [], "interleave": []}
 
 
 def test_users_are_divided_evenly_and_count_once():

@@ -212,11 +212,14 @@ def test_a_service_speaks_for_its_users_and_a_user_s_key_for_itself(folder, tmp_
         for name, user in (("shop", "ann"), ("eve", "ann")):
             body = {"user": user, "events": [{"item": "item-1"}]}
             assert server.post("/v1/events", json=body, headers={"authorization": f"Bearer {keys[name]}"}).status_code == 200
+        shop = {"authorization": f"Bearer {keys['shop']}"}
+        event = {"events": [{"item": "item-2"}]}
+        assert server.post("/v1/events", json=event, headers=shop).status_code == 200  # of nobody: the shop is no user
         assert server.post("/v1/recommend", json={}).status_code == 401
         eve = {"authorization": f"Bearer {keys['eve']}"}
         assert server.delete("/v1/events/users/ann", headers=eve).status_code == 403
     store = Events.open(str(tmp_path / "events.db"))
-    assert store.users() == {store.user_hash("ann"), store.user_hash("eve")}
+    assert store.users() == {store.user_hash("ann"), store.user_hash("eve"), store.user_hash("anonymous")}
 
 
 @pytest.mark.parametrize("experiment", ["ab", "interleave"])
@@ -224,6 +227,8 @@ def test_an_experiment_keeps_who_showed_what(folder, tmp_path, experiment):
     url = f"sqlite:///{tmp_path / 'events.db'}"
     with client(folder, url, WorkerSettings(experiment=experiment), names=("a", "b")) as server:
         alone = {name: posted(server, "/v1/recommend", model=name, user="u", k=6)[1]["items"] for name in "ab"}
+        unnamed = posted(server, "/v1/recommend", k=6)[1]
+        assert unnamed["model"] == "a" and unnamed["propensities"] == [1.0] * 6
         answers = [posted(server, "/v1/recommend", user=f"user-{i}", k=6)[1] for i in range(12)]
         for answer in answers:
             assert len(set(answer["items"])) == 6
@@ -236,7 +241,9 @@ def test_an_experiment_keeps_who_showed_what(folder, tmp_path, experiment):
                     and answer["items"][0] in (alone["a"][0], alone["b"][0])
                 )
     store = Events.open(str(tmp_path / "events.db"))
-    kept = [row.shown for row in store.of_lists() if row.id in {answer["id"] for answer in answers}]
+    shown = {row.id: row.shown for row in store.of_lists()}
+    assert not {"arms", "teams"} & set(shown[unnamed["id"]])
+    kept = [shown[answer["id"]] for answer in answers]
     assert len(kept) == 12
     assert {one["model"] for one in kept} == ({"a", "b"} if experiment == "ab" else {"a|b"})
     assert all(one["arms"] == ["a", "b"] if experiment == "ab" else set(one["teams"]) <= {0, 1} for one in kept)

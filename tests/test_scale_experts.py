@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from tenfold.scale.beside import comparison, other_family
-from tenfold.scale.commands import FitOptions, beside_lines
+from tenfold.scale.commands import FitOptions, PointOptions, beside_lines
 from tenfold.scale.commands import fit as law_fit
 from tenfold.scale.law import fit_law
 from tenfold.scale.points import Point
@@ -60,6 +61,19 @@ def test_the_command_reads_a_column_of_total_parameters(tmp_path, capsys, monkey
     assert json.loads(capsys.readouterr().out)["gamma"] == pytest.approx(0.4, abs=0.06)
 
 
+@pytest.mark.parametrize(
+    ("reading", "options", "says"),
+    [
+        (PointOptions(), {"flops": 1e22}, "without --flops: leave out either --total or that option"),
+        (PointOptions(), {"out": Path("law.json"), "plot": Path("law.txt")}, "without --out and --plot: .* or those options"),
+        (PointOptions(bits_per_byte=True), {}, "without --bits-per-byte"),
+    ],
+)
+def test_options_that_have_no_effect_beside_total_are_refused(tmp_path, reading, options, says):
+    with pytest.raises(TenfoldError, match=says):
+        law_fit(tmp_path / "points.csv", reading=reading, options=FitOptions(total="all", **options))
+
+
 @pytest.fixture(scope="module")
 def law():
     return fit_law([p for p, _ in runs(0.4, 1.0, 1)])
@@ -102,6 +116,16 @@ def test_the_difference_and_its_intervals(tmp_path, law):
     assert other_family(tmp_path / "g4") is None and other_family(experts) == dense
     with pytest.raises(TenfoldError, match="not a dense generation and one with experts at equal compute"):
         comparison(tmp_path / "g3", experts)
+
+
+# Published quantiles of Student's t at 90 %, for 18, 9 and 6 degrees of freedom. A law of 12 points has 9, one of 6 points has 3.
+@pytest.mark.parametrize(("points", "t"), [((12, 12), 1.3304), ((12, 6), 1.3830), ((6, 6), 1.4398)])
+def test_the_noise_has_as_many_degrees_of_freedom_as_the_points_give(tmp_path, law, points, t):
+    assert law.n_points == 12 and law.freedom == 9
+    dense = generation(tmp_path, "g1", "llama3", 1.5, 0.03, 1.5, replace(law, n_points=points[0]))
+    experts = generation(tmp_path, "g2", "llama4", 1.5, 0.03, 1.5, replace(law, n_points=points[1]))
+    _, high = comparison(dense, experts)["measured_difference"]["interval_80"]
+    assert np.log(1 + high / 100) == pytest.approx(t * 2**0.5 * law.noise, rel=1e-3)
 
 
 @pytest.mark.slow

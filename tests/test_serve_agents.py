@@ -124,6 +124,14 @@ def test_tokens_of_a_conversation_are_those_of_its_prompt(open_site, template, b
     assert client.post("/detokenize", json={"tokens": tokens}).json()["prompt"] == expected[0]
 
 
+def test_what_is_far_too_long_for_the_context_is_not_counted(open_site):
+    client, _ = open_site("{% for m in messages %}{{ m.content * 100 }}{% endfor %}")
+    for characters, status in ((1000, 200), (30_000, 400)):
+        answer = client.post("/v1/messages/count_tokens", json={"messages": [{"role": "user", "content": "a" * characters}]})
+        assert answer.status_code == status
+    assert "too many for the context" in answer.json()["error"]["message"]
+
+
 def test_thoughts_of_earlier_turns_reach_a_template_that_writes_them(open_site):
     client, _ = open_site("{% for m in messages %}{{ m.role }} {{ m.reasoning_content }} {{ m.content }}\n{% endfor %}")
     turn = {

@@ -13,6 +13,7 @@ import urllib.request
 import openai
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from tenfold.data.text.tokenizer import train_tokenizer, trained_vocabulary
 from tenfold.model.io.huggingface import write_model
@@ -282,6 +283,18 @@ def test_models_embeddings_tokens_and_the_page(client, server):
     assert status == 200 and "<!doctype html>" in page and "http://" not in page
 
 
+def test_tokens_of_prompts_that_are_longer_than_the_context_are_counted(client, server, directories):
+    tokenizer, said = Tokenizer.from_file(str(directories[0] / "tokenizer.json")), "hello there " * 5000
+    plain, chat = (tokenizer.encode(text, add_special_tokens=False).ids for text in (said, f"<user>{said}<assistant>"))
+    assert len(plain) > 2 * 512
+    assert server.post("/tokenize", {"prompt": said, "add_special_tokens": False})[1]["tokens"] == plain
+    assert server.post("/tokenize", {"prompt": said})[1]["tokens"][-len(plain) :] == plain
+    assert server.post("/tokenize", {"messages": [{"role": "user", "content": said}]})[1]["tokens"] == chat
+    assert client.responses.input_tokens.count(model="tiny", input=said).input_tokens == len(chat)
+    status, answer = server.post("/v1/responses", {"input": said})
+    assert status == 400 and "too many for the context of 512" in answer["error"]["message"]
+
+
 def test_texts_are_scored_by_the_cosine_of_their_embeddings(client, server):
     texts = ["hello there", "how are you", "def f(x):"]
     vectors = [
@@ -434,6 +447,25 @@ def test_keys_are_limited_a_full_queue_refuses_and_sigterm_finishes_what_runs(di
             client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=5)
         assert int(refused.value.response.headers["retry-after"]) >= 1
     server.process.send_signal(signal.SIGTERM)
+    assert [c.choices[0].finish_reason for c in stream][-1] == "length"
+    assert "Traceback" not in server.process.communicate(timeout=60)[0]
+
+
+def test_after_sigterm_no_model_is_loaded_for_who_waits_and_what_runs_is_finished(directories):
+    server = Server(*directories, "--feedback", "", "--max-loaded", "1", "--idle-seconds", "600", "--patience-seconds", "600")
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+    stream = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=450, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(stream)
+    body = json.dumps({"model": "other", "prompt": "hello", "max_tokens": 1}).encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as waits:
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        waits.sendall(head.encode() + body)
+        time.sleep(1)  # the first model counts as busy for long, so that the request waits
+        server.process.send_signal(signal.SIGTERM)
+        answer = b"".join(iter(lambda: waits.recv(65536), b"")).decode()
+    assert answer.startswith("HTTP/1.1 503 ") and "loads no further model" in answer
     assert [c.choices[0].finish_reason for c in stream][-1] == "length"
     assert "Traceback" not in server.process.communicate(timeout=60)[0]
 

@@ -5,6 +5,7 @@ import json
 import anthropic
 import pytest
 from chat_models import chat_model
+from tokenizers import Tokenizer
 
 from bench.serve.server import serving
 from tenfold.serve.api.keys import make_key
@@ -16,11 +17,15 @@ HELLO = [{"role": "user", "content": "Hello there"}]
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
-    home = tmp_path_factory.mktemp("messages")
-    key = make_key(home / "keys.json", "ann")
-    asked = ("--kv-cache-gib", "0.05", "--threads", "1", "--feedback", "", "--keys", home / "keys.json")
-    with serving(chat_model(home / "tiny", context=1024), *asked) as (url, _):
+def model(tmp_path_factory):
+    return chat_model(tmp_path_factory.mktemp("messages") / "tiny", context=1024)
+
+
+@pytest.fixture(scope="module")
+def client(model):
+    key = make_key(model.parent / "keys.json", "ann")
+    asked = ("--kv-cache-gib", "0.05", "--threads", "1", "--feedback", "", "--keys", model.parent / "keys.json")
+    with serving(model, *asked) as (url, _):
         yield anthropic.Anthropic(base_url=url, api_key=key, max_retries=0, _strict_response_validation=True)
 
 
@@ -47,6 +52,16 @@ def test_a_message_is_the_same_streamed_and_whole(client):
     cut = whole_and_streamed(client, stop_sequences=["nowhere", text[3:5]])
     assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", text[3:5])
     assert "".join(block.text for block in cut.content) == text[: text.index(text[3:5])]
+
+
+def test_a_prompt_that_is_longer_than_the_context_is_counted_and_not_answered(client, model):
+    said = "Hello there, how are you?\n" * 2000
+    prompt = f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n"
+    expected = len(Tokenizer.from_file(str(model / "tokenizer.json")).encode(prompt, add_special_tokens=False).ids)
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": said}]}
+    assert client.messages.count_tokens(**asked).input_tokens == expected > 2 * 1024
+    with pytest.raises(anthropic.BadRequestError, match="too many for the context of 1024"):
+        client.messages.create(**asked, max_tokens=1)
 
 
 def test_tools_are_called_and_what_they_gave_is_read(client):

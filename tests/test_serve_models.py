@@ -9,13 +9,15 @@ import time
 import pytest
 from chat_models import chat_model
 
+from tenfold.serve.api.app import make_app
 from tenfold.serve.api.budget import Place
 from tenfold.serve.api.errors import ApiError
 from tenfold.serve.api.keys import Caller
 from tenfold.serve.api.models import Models
-from tenfold.serve.options import EngineOptions, Limits
+from tenfold.serve.options import EngineOptions, Limits, ServerOptions
 from tenfold.serve.request import Request
 from tenfold.serve.text import read_text_side
+from tenfold.spec.errors import TenfoldError
 
 LIMITS = {"max_loaded": 1, "max_queue": 3, "idle_seconds": 0.02, "patience_seconds": 0.3}
 
@@ -224,6 +226,43 @@ def test_a_server_that_closes_waits_for_swapped_models_too_and_stops_them(models
         assert not old.backend.is_alive and not new.backend.is_alive
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("by", ["the signal", "its end"])
+def test_a_server_that_closes_loads_no_model_for_who_waits(models, weights, by):
+    async def run():
+        a = await soon(models.get("a"))
+        a.backend.in_flight = 1
+        works = (models.get("b"), models.get("c"), models.swap("a", weights / "b"), models.split("a", weights / "b", 0.5))
+        waiting = [asyncio.create_task(work) for work in works]
+        await asyncio.sleep(0.05)
+        assert not any(task.done() for task in waiting)
+        if by == "the signal":
+            models.close()
+        ended = asyncio.create_task(models.drain(60)) if by == "its end" else None
+        for error in await soon(asyncio.gather(*waiting, return_exceptions=True)):
+            assert isinstance(error, ApiError) and error.status == 503 and "shutting down and loads no further model" in str(error)
+        assert models.loads == ["a"] and a.backend.is_alive and not a.activity.leaving
+        if by == "the signal":
+            assert await soon(models.get("a")) is a  # a loaded model still answers
+        a.backend.in_flight = 0
+        await soon(ended or models.drain(60))
+        assert not a.backend.is_alive and models.loads == ["a"]
+
+    asyncio.run(run())
+
+
+def test_a_server_that_is_ended_before_its_first_model_is_loaded_says_so(models):
+    models.close()
+    app = make_app(models, ServerOptions())
+
+    async def run():
+        async with app.router.lifespan_context(app):
+            pass
+
+    with pytest.raises(ApiError, match="shutting down"):
+        asyncio.run(run())
+    assert isinstance(app.state.failed, TenfoldError) and models.loads == []
 
 
 def test_a_swapped_model_that_fails_to_stop_is_reported(models, tmp_path, capsys):

@@ -226,6 +226,15 @@ def test_where_the_newest_is_damaged_here_the_stores_copy_of_it_is_used(tmp_path
         assert checkpoint.restore_latest(tmp_path / "run", model, optimizers, str(tmp_path / "store")) == {"step": 1}
 
 
+def test_waiting_for_the_disk_alone_beats_no_watchdog(tmp_path, monkeypatch):
+    beats = []
+    monkeypatch.setattr(checkpoint, "_save", lambda *_: time.sleep(3 * checkpoint.LOOK_S))
+    saver = checkpoint.Saver(tmp_path, 2, beat=lambda: beats.append(1))
+    saver.save(1, *made(), {})
+    saver.close()
+    assert not beats
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs to mount a small file system")
 def test_a_full_disk_is_one_sentence_at_every_fill_and_earlier_ones_stay(tmp_path):
     model, optimizers = made()

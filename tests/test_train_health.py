@@ -1,5 +1,7 @@
-"""Stragglers are named, arithmetic that does not repeat itself ends the run, and a loss that spikes goes back and around."""
+"""Stragglers are named, arithmetic that does not repeat itself ends the run, a loss that spikes goes back and around, and a slow
+upload is no hang."""
 
+import threading
 import time
 
 import pytest
@@ -10,6 +12,7 @@ from run_configs import run_config
 from stop_at import pretrain_with
 
 from tenfold.spec.errors import TenfoldError
+from tenfold.train import store
 from tenfold.train.hooks import health
 from tenfold.train.hooks.health import LossSpikeDetector
 from tenfold.train.metrics import read_metrics
@@ -17,6 +20,7 @@ from tenfold.train.parallel.processes import start_processes
 from tenfold.train.rollback import LossSpike
 from tenfold.train.task import LossSums
 from tenfold.train.tasks.pretrain import Pretraining, pretrain
+from tenfold.train.watchdog import Watchdog
 
 
 def find_the_slow():
@@ -135,3 +139,19 @@ def test_one_high_loss_among_others_is_no_spike():
     detector = LossSpikeDetector(2.0)
     for step in range(10, 1000, 10):
         detector.look(9.0 if step % 50 == 0 else 4.0, step)
+
+
+def test_a_run_that_waits_for_a_slow_upload_shows_its_watchdog_that_it_is_alive(corpus, tmp_path, monkeypatch):
+    """The only save is the one at the end, when no steps are left to beat the watchdog: the upload ends when the wait has done so."""
+    beaten, found = threading.Event(), []
+
+    def slow_upload(*_):
+        beaten.clear()
+        found.append(beaten.wait(30))
+
+    plain = Watchdog.beat
+    monkeypatch.setattr(Watchdog, "beat", lambda watchdog, step=None: (plain(watchdog, step), beaten.set())[0])
+    monkeypatch.setattr(store, "upload", slow_upload)
+    fields = {"tokens": 3 * 4 * 32, "seq_len": 32, "batch_size": 4, "model": {"width": 16}, "evaluate_tokens": 512}
+    pretrain(run_config(**fields, save_every_s=1e9, upload_to=str(tmp_path / "store")), corpus, tmp_path / "run", quiet=True)
+    assert found == [True]

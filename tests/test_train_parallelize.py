@@ -155,6 +155,7 @@ def check(one, many):
     for x, y in zip(a, b, strict=True):
         assert y["loss"] == pytest.approx(x["loss"], rel=1e-9)
         assert y["grad_norm"] == pytest.approx(x["grad_norm"], rel=1e-6)
+        assert y.get("expert_load") == x.get("expert_load")  # of all layers and all rows, wherever they are
     assert a[-1]["loss"] < a[0]["loss"] - 0.1
     x, y = (load_file(d / "model" / "model.safetensors") for d in (one, many))
     assert x.keys() == y.keys()

@@ -25,9 +25,9 @@ def control(home):
     with one_at_a_time(folder / CONTROLLER, "running the fleet"):
         ledger, front = Ledger(folder / "ledger.db", OWNERS, time.time()), Front(folder)
         roles = {"chat": toy_roles.ToyChat(), "train": toy_roles.Counting(home / "steps", steps=10**6)}
-        world = LocalWorld(folder, ledger, roles, open_launcher("local"), front)
+        world = LocalWorld(folder, ledger, roles, open_launcher("local"), {"chat": front})
         world.limits = Limits(leave_s=2, tick_s=0.1, switch_s=0.5, hung_s=4)
-        world.slot_w, world.demand = 50.0, lambda now: Demand(1.0, (1.0,), 1, 0, 10)
+        world.slot_w, world.demands = 50.0, {"chat": lambda now: Demand(1.0, (1.0,), 1, 0, 10)}
         for slot in ledger.owners:
             world.open(slot)
         while not (home / "stop").exists() and os.getppid() != 1:

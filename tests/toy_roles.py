@@ -81,7 +81,7 @@ def has_failed(handle):
 
 
 class ToyChat:
-    finished, many = False, True
+    finished = False
 
     def job(self, lock, url, end, leave_s):
         return Job("toy chat", function=hold, arguments=(lock, end, serve, int(url.rpartition(":")[2])))
@@ -100,8 +100,6 @@ class ToyChat:
 
 
 class Counting:
-    many = False
-
     def __init__(self, path, steps=STEPS):
         self.path, self.steps = path, steps
 

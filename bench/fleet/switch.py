@@ -25,7 +25,7 @@ from bench.serve.speed import smollm2
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.slots.local import LocalWorld
-from tenfold.fleet.slots.roles import Chat, Training
+from tenfold.fleet.slots.roles import Serving, Training
 from tenfold.fleet.slots.slots import Lend, Limits, Move, Return
 from tenfold.launch.job import open_launcher
 from tenfold.train.config import RunConfig
@@ -52,14 +52,13 @@ def run_config(width: int, device: str) -> RunConfig:
 
 
 class Opened(Front):
-    """A front without a process: it only records which chat server was opened."""
+    """A front without a process: it only records which server was opened."""
 
     def __init__(self) -> None:
         self.opened: SimpleQueue[str] = SimpleQueue()
 
-    def open(self, url: str, role: str) -> None:
-        if role == "chat":
-            self.opened.put(url)
+    def open(self, url: str) -> None:
+        self.opened.put(url)
 
     def close(self, url: str) -> None:
         pass
@@ -71,10 +70,12 @@ class Opened(Front):
 class Slot:
     """A slot that switches between a run and chat."""
 
-    def __init__(self, folder: Path, training: Training, chat: Chat):
+    def __init__(self, folder: Path, training: Training, chat: Serving):
         self.training, self.front = training, Opened()
         self.ledger = Ledger(folder / "ledger.db", {SLOT: "train"}, time.time())
-        self.world = LocalWorld(folder, self.ledger, {"train": training, "chat": chat}, open_launcher("local"), self.front)
+        self.world = LocalWorld(
+            folder, self.ledger, {"train": training, "chat": chat}, open_launcher("local"), {"chat": self.front}
+        )
         self.world.limits = Limits(leave_s=120, start_s=600)
         self.world.sleepers.keep_bytes = KEEP_GIB * 2**30
         self.world.open(SLOT)
@@ -186,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         training = Training(run_config(given.width, given.device), folder / "run", folder)
-        slot = Slot(folder, training, Chat(given.model or smollm2(), given.device))
+        slot = Slot(folder, training, Serving("chat", given.model or smollm2(), given.device))
         try:
             times = alternate({"warm": slot.warm, "cold": slot.cold}, given.switches)
         finally:

@@ -46,8 +46,8 @@ def run(
     slots: SlotOptions = SlotOptions(),
     json: Json = False,
 ) -> None:
-    """Run the services and training runs of a fleet file on a cluster. Without a file, show a loan on this machine: one slot
-    trains, the other serves chat, and the training slot is lent to chat during a peak of requests.
+    """Run the services and training runs of a fleet file on a cluster. Without a file, show loans on this machine: slots
+    train, serve chat and serve the home's ranker, and the training slot is lent to each service during its peak of requests.
 
     Examples:
 
@@ -71,12 +71,11 @@ def run(
     if json:
         print_json(found)
         return
-    print(
-        f"{found['requests']} requests, {found['accepted_lost']} accepted ones lost; {found['loans']} loans, all returned in time."
-    )
-    print(
-        f"{found['lost_work_s'] or 0:.1f} s of lost work; the losses of {found['steps']} steps equal those of an undisturbed run."
-    )
+    for name, of in found["services"].items():
+        print(f"{name}: {of['requests']} requests, {of['accepted_lost']} accepted ones lost.")
+    lost_s = sum(of["lost_work_s"] or 0.0 for of in found["services"].values())
+    print(f"{found['loans']} loans, all returned in time; {lost_s:.1f} s of lost work.")
+    print(f"The losses of {found['steps']} steps equal those of an undisturbed run.")
 
 
 def _on_cluster(file: Path, on: str, home: Path, policy: "Policy", json: bool) -> None:

@@ -129,8 +129,9 @@ class JobsTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SimulationTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much is simulated: `days`, then up to `drain_days` in which jobs may finish. The policy is called every `tick_s` seconds.
-    Figures are means over `seeds` simulations. A live fleet uses `tick_s` alone."""
+    """How much is simulated: `days`, then up to `drain_days` in which jobs may finish; node-hours, energy and requests are counted
+    in `days` only. The policy is called every `tick_s` seconds. Figures are means over `seeds` simulations. A live fleet uses
+    `tick_s` alone."""
 
     days: Annotated[float, Meta(ge=0.1, le=3660)] = 14.0
     drain_days: Days = 0.0

@@ -61,24 +61,26 @@ def rolling(rates: np.ndarray, first: int, every: int = DAY, levels: tuple[float
     A quantile above the median that the rates of the last week exceeded too often is scaled up, so that it would have held for them
     (conformal prediction).
     """
-    found = np.zeros((0, len(AHEAD), len(levels)))
+    raw = found = np.zeros((0, len(AHEAD), len(levels)))
     for begin in range(first, len(rates), every):
         start = max(0, begin - 4 * WEEK) // DAY * DAY  # at a whole day, since features have the time of day by index
         model = fit_demand(rates[start:begin], levels)
         new = model.quantiles(rates, np.arange(begin, min(begin + every, len(rates))))
-        found = np.concatenate([found, new * _correction(rates, found, begin, levels)])
+        found = np.concatenate([found, new * _correction(rates, raw, begin, levels)])
+        raw = np.concatenate([raw, new])
     return found
 
 
-def _correction(rates: np.ndarray, found: np.ndarray, now: int, levels: tuple[float, ...]) -> np.ndarray:
-    """Factors [horizon, level] by which last week's forecasts should have been multiplied, from those whose outcomes are known."""
-    factors = np.ones(found.shape[1:])
-    origins = np.arange(max(now - len(found), now - WEEK), now)
+def _correction(rates: np.ndarray, raw: np.ndarray, now: int, levels: tuple[float, ...]) -> np.ndarray:
+    """Factors [horizon, level] by which last week's `raw` forecasts, those of the models alone, should have been multiplied, from
+    those whose outcomes are known."""
+    factors = np.ones(raw.shape[1:])
+    origins = np.arange(max(now - len(raw), now - WEEK), now)
     for i, ahead in enumerate(AHEAD):
         past = origins[origins + ahead < now]
         if len(past) < DAY // 2:
             continue
-        ratios = rates[past + ahead][:, None] / found[past - now + len(found), i]
+        ratios = rates[past + ahead][:, None] / raw[past - now + len(raw), i]
         for j, level in enumerate(levels):
             factors[i, j] = max(1.0, np.quantile(ratios[:, j], level)) if level > 0.5 else 1.0
     return factors

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tenfold.model.moe import expert_layers
+
 GROUP = 32  # inputs that share a scale
 Bits = Literal["int8", "int4"]
 
@@ -36,11 +38,13 @@ class QuantisedLinear(nn.Linear):
 def quantise_layers(model: Any, bits: Bits) -> None:
     """Quantise every linear layer in the decoder's layers to `bits`, in place, and freeze the whole model.
 
-    Embedding, head, norms and stacked experts are not quantised.
+    Embedding, head, norms, stacked experts and routers are not quantised. A router is small, and rounded weights would send some
+    tokens to other experts.
     """
     model.requires_grad_(False)
     for layer in model.layers:
-        for linear in [m for m in layer.modules() if type(m) is nn.Linear]:
+        routers = [experts.router for experts in expert_layers(layer)]
+        for linear in [m for m in layer.modules() if type(m) is nn.Linear and m not in routers]:
             numbers, scales, *rest = (int8 if bits == "int8" else int4)(linear.weight.detach().float())
             if rest:
                 numbers = F.pad(numbers, (0, numbers.shape[1] % 2))

@@ -1,5 +1,6 @@
 """Plan the next generation: model shape, layout, days, failures, cost, power, carbon, water."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from tenfold.plan.serving.rank import ServeRequest
 from tenfold.plan.workload.machine import Machine, machine
 from tenfold.spec.commands import File, Folder, Home, Json, print_json
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import write_json, write_text
+from tenfold.spec.files import file_sha256, write_json, write_text
 from tenfold.spec.ranges import Text
 
 Rate = Annotated[float, Meta(ge=1e-3, le=1e6)]
@@ -119,6 +120,7 @@ def make(
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.document import document
     from tenfold.plan.plan import solve
+    from tenfold.plan.validation.calibrate import FILE
     from tenfold.plan.workload.data import generations
 
     part, calibrated = hardware.machine(output.home)
@@ -137,7 +139,7 @@ def make(
         assumed=assumptions(part, after, around),
         data=generations(plan.workload.tokens, asked.unique_tokens, asked.feedback_tokens),
     )
-    _show(whole, output)
+    _show(whole, output, made_from=[output.home / FILE] if calibrated else [])
 
 
 def _explain(plan: Any, name: str, around: Surroundings, json: bool) -> None:
@@ -150,15 +152,15 @@ def _explain(plan: Any, name: str, around: Surroundings, json: bool) -> None:
         print("\n".join(lines))
 
 
-def _show(plan: dict[str, Any], output: PlanOutput) -> None:
-    """Print the plan; where --out is given, also write it, its page, and its forecast."""
+def _show(plan: dict[str, Any], output: PlanOutput, made_from: Sequence[Path]) -> None:
+    """Print the plan; where --out is given, also write it, its page, and its forecast, which names the files `made_from`."""
     from tenfold.plan.document import record
     from tenfold.plan.report import html, terminal
     from tenfold.spec.terminal import console
 
     if output.out:
         write_json(output.out / "plan.json", plan)
-        record(output.home, plan, {})
+        record(output.home, plan, {str(file.relative_to(output.home)): file_sha256(file) for file in made_from})
         write_text(output.out / "plan.html", html(plan))
     if output.json:
         print_json(plan)

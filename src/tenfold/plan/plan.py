@@ -1,5 +1,7 @@
 """Makes a plan: model, tokens, machines, best layout, days. `consequences` computes failures, power, cost and footprint of it."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,9 @@ from tenfold.spec.shapes import Shape
 DTYPES = ("bf16", "fp8", "fp4")
 BUDGET_DAYS = 30.0  # days over which a budget is spent, without --days and --gpus
 GUESSED_MFU = 0.4  # start of the search for a budget's compute
+ENOUGH, AIM = 0.99, 0.995  # the share of a budget that a plan must spend at least, and the share that the search aims at
+PROPORTIONAL = 6  # attempts of that search which take the cost to be proportional to the compute; then it bisects
+MOST_ATTEMPTS = 40
 
 
 @dataclass(frozen=True)
@@ -209,20 +214,49 @@ def _within_budget(
     if rent.mid <= 0:
         raise TenfoldError("--budget-usd needs a rent above zero: raise --rent-usd-per-h, or give the compute.")
     hours = budget / rent.mid
-    flops = hours * 3600 * peak * GUESSED_MFU
-    for _ in range(6):
-        shape = resolve(asked, step.seq_len, flops=flops, home=home)
-        gpus = fixed.gpus or max(1, round(hours / 24 / (fixed.days or BUDGET_DAYS)))
-        plan = make_plan(shape, gpus, machine, step, around)
-        spent = consequences(plan.workload, around).cost.rent_usd.quantile(fixed.confidence) / budget
-        if abs(spent - 1) < 0.01:
-            break
-        flops /= spent
+    gpus = fixed.gpus or max(1, round(hours / 24 / (fixed.days or BUDGET_DAYS)))
+
+    def spending(flops: float) -> tuple[Plan, float]:
+        plan = make_plan(resolve(asked, step.seq_len, flops=flops, home=home), gpus, machine, step, around)
+        return plan, consequences(plan.workload, around).cost.rent_usd.quantile(fixed.confidence) / budget
+
+    found = _most_compute(spending, hours * 3600 * peak * GUESSED_MFU)
+    if found is None:
+        raise TenfoldError(
+            f"No compute was found whose rent comes close to ${budget:,.0f} and stays within it with a probability of "
+            f"{fixed.confidence:.0%}: give --flops and --gpus, whose plan says the probability for a budget."
+        )
+    plan, spent = found
     note = (
         f"Budget: ${budget:,.0f} pays for {plan.workload.flops:.3g} FLOPs with a probability of {fixed.confidence:.0%}, at "
         f"${rent.mid:.2f} ({rent.low:.2f} to {rent.high:.2f}) per GPU-hour."
     )
+    if spent < ENOUGH:
+        note += f" {1 - spent:.0%} of it is left with that probability: {1 / ENOUGH - 1:.0%} more compute would exceed it."
     return replace(plan, notes=(note, *plan.notes))
+
+
+def _most_compute(spending: Callable[[float], tuple[Plan, float]], flops: float) -> tuple[Plan, float] | None:
+    """The plan of the most compute that spends at most its budget, and the share that it spends.
+
+    `spending` gives both for a compute; the search begins at `flops`. The plan spends at least `ENOUGH` of the budget. Where the
+    cost jumps it spends less, but 1 / `ENOUGH` times its compute exceeds the budget. None if `MOST_ATTEMPTS` find no such plan.
+    """
+    low, high = 0.0, math.inf  # the largest compute found within the budget, and the smallest found above it
+    found: tuple[Plan, float] | None = None
+    for attempt in range(MOST_ATTEMPTS):
+        plan, spent = spending(flops)
+        if spent > 1:
+            high = flops
+        else:
+            low, found = flops, (plan, spent)
+        if found is not None and (found[1] >= ENOUGH or low >= ENOUGH * high):
+            return found
+        aimed = flops * AIM / spent
+        bracketed = low > 0 and high < math.inf
+        bisect = bracketed and not (attempt < PROPORTIONAL and low < aimed < high)
+        flops = math.sqrt(low * high) if bisect else aimed
+    return None
 
 
 def _rent(machine: Machine, around: Surroundings) -> Range:

@@ -26,13 +26,13 @@ def is_event_store(source: str) -> bool:
 
 
 def histories(source: str, actions: Sequence[str] = ()) -> Iterator[tuple[str, list[str], list[float]]]:
-    """Each user with the newest items that they took, and the times in seconds, the oldest first.
+    """Each named user with the newest items that they took, and the times in seconds, the oldest first.
 
     Where `actions` are given, only events of these actions count. Raises TenfoldError for a table without a column `action` then.
     """
     if is_event_store(source):
         store = Events.open(source)
-        for user in sorted(store.users()):
+        for user in sorted(store.users() - {store.nobody}):
             taken = store.history_of(user, LONGEST, actions)
             yield user, [one.item for one in taken], [one.time for one in taken]
         return

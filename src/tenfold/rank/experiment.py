@@ -90,7 +90,11 @@ def _verdict(models: Sequence[str], wins: tuple[int, int], ties: int) -> Verdict
 
 
 def verdicts(events: Events, actions: Sequence[str] = ()) -> dict[str, list[Verdict]]:
-    """The verdicts on all experiments in an event store; `actions` are those that count as taking an item, by default all."""
-    taken = events.actions_on_lists(actions)
-    lists = [{"id": row.id, "user_hash": row.user_hash, **row.shown} for row in events.of_lists()]
+    """The verdicts on all experiments in an event store, without lists of users who were not named.
+
+    `actions` are those that count as taking an item, by default all.
+    """
+    taken, nobody = events.actions_on_lists(actions), events.nobody
+    named = (row for row in events.of_lists() if row.user_hash != nobody)
+    lists = [{"id": row.id, "user_hash": row.user_hash, **row.shown} for row in named]
     return {"interleave": interleaved(lists, taken), "ab": split(lists, taken)}

@@ -155,7 +155,7 @@ def experiment(events: Store, /, *, actions: Actions = (), json: Json = False) -
             print(f"{kind}: {second} wins {one.wins[1]} times, {first} {one.wins[0]}, neither {one.ties}:")
             print(f"  {rate:.1%} (95 %: {low:.1%} to {high:.1%}); p {one.p:.3g}, valid at any time.")
     if not any(found.values()):
-        print("The store has no lists of an experiment: serve two rankers with --experiment.")
+        print("The store has no lists of an experiment: serve two rankers with --experiment, and name the user in each request.")
 
 
 class Source(Struct, frozen=True):

@@ -2,9 +2,12 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from scipy import stats
 
 from tenfold.scale import documents
 from tenfold.scale.generations import generations, read_settings
@@ -15,7 +18,6 @@ from tenfold.spec.errors import TenfoldError
 from tenfold.train.metrics import read_metrics
 
 FAMILIES = {"llama3", "llama4"}  # dense, and with experts
-T5_80 = 1.4759  # 90 % quantile of Student's t with 5 degrees of freedom: half of an 80 % interval, for a small ladder's noise
 
 
 def other_family(generation: Path) -> Path | None:
@@ -45,7 +47,7 @@ def comparison(generation: Path, other: Path) -> dict[str, Any]:
     forecast = {f: documents.read(g / "forecast.json")["loss_bits_per_byte"] for f, g in sides.items()}
     scores = {f: documents.read(g / "score.json")["scores"]["loss_bits_per_byte"] for f, g in sides.items()}
     spread = math.hypot(*(math.log(q["intervals"]["80"][1] / q["intervals"]["80"][0]) / 2 for q in forecast.values()))
-    noise = T5_80 * math.hypot(*(Law.from_dict(json.loads((g / "law.json").read_text())).noise for g in (dense, experts)))
+    noise = _noise_80([Law.from_dict(json.loads((g / "law.json").read_text())) for g in (dense, experts)])
     return {
         "dense": dense.name,
         "experts": experts.name,
@@ -55,6 +57,14 @@ def comparison(generation: Path, other: Path) -> dict[str, Any]:
         "measured_difference": _difference(scores["experts"]["measured"], scores["dense"]["measured"], noise),
         "sparsity": _sparsity(dense, experts),
     }
+
+
+def _noise_80(laws: Sequence[Law]) -> float:
+    """Half of the 80 % interval of the difference of two log losses, one run of each law: Student's t with Welch's degrees of
+    freedom."""
+    variances = [law.noise**2 for law in laws]
+    freedom = sum(variances) ** 2 / sum(v**2 / law.freedom for v, law in zip(variances, laws, strict=True))
+    return float(stats.t.ppf(0.9, freedom)) * math.sqrt(sum(variances))
 
 
 def _difference(experts: float, dense: float, spread: float) -> dict[str, Any]:

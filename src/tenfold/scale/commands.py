@@ -123,11 +123,12 @@ def fit(
     from tenfold.scale.fitted import as_json, fit_table, show
     from tenfold.scale.points import parse_columns, read_points
 
-    if options.plot is not None and options.plot.suffix not in DRAWN:
-        raise TenfoldError(f"--plot must end in {' or '.join(DRAWN)}, not {str(options.plot)!r}.")
     if options.total is not None:
+        _refuse_with_total(reading, options)
         _fit_sparsity(points, parse_columns(reading.columns), options.total, json)
         return
+    if options.plot is not None and options.plot.suffix not in DRAWN:
+        raise TenfoldError(f"--plot must end in {' or '.join(DRAWN)}, not {str(options.plot)!r}.")
     rows, unusable = read_points(points, parse_columns(reading.columns))
     found = fit_table(rows, unusable, reading.asymptote, options.flops)
     if options.out:
@@ -140,6 +141,22 @@ def fit(
         print_json(as_json(found, unusable))
     else:
         show(found)
+
+
+def _refuse_with_total(reading: PointOptions, options: FitOptions) -> None:
+    """Raises TenfoldError for options that have no effect beside --total."""
+    given = {
+        "--bits-per-byte": reading.bits_per_byte,
+        "--flops": options.flops is not None,
+        "--out": options.out is not None,
+        "--plot": options.plot is not None,
+    }
+    unused = [name for name, is_given in given.items() if is_given]
+    if unused:
+        raise TenfoldError(
+            f"--total fits only how much idle parameters count, without {' and '.join(unused)}: leave out either --total or "
+            f"{'that option' if len(unused) == 1 else 'those options'}."
+        )
 
 
 def _fit_sparsity(points: Path, columns: dict[str, str], total: str, json: bool) -> None:

@@ -26,6 +26,9 @@ _MIDDLE = (("<fim_prefix>", "<fim_suffix>", "<fim_middle>"), ("<|fim_prefix|>", 
 _BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")  # how SentencePiece vocabularies name a byte
 _BYTES = byte_characters()
 
+# Characters of a text whose tokens are counted beyond the context: a tokenizer needs some 200 bytes of memory for each.
+COUNTED = 2**21
+
 
 @dataclass(frozen=True)
 class TextSide:
@@ -41,7 +44,10 @@ class TextSide:
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a whole text, after the model's begin-of-sequence token if it uses one."""
-        ids = self.ids(text)
+        return self.begun(self.ids(text))
+
+    def begun(self, ids: list[int]) -> list[int]:
+        """The tokens of a text, after the model's begin-of-sequence token if it uses one and they do not begin with it."""
         return ids if ids[: len(self.begin)] == self.begin else self.begin + ids
 
     def between(self, tokens: list[int], suffix: str) -> list[int]:
@@ -77,6 +83,13 @@ class TextSide:
             raise TenfoldError(
                 f"The prompt has at least {least} tokens: {least - self.limit} or more too many for the context of {self.limit}."
             )
+        return self._tokenize(text)
+
+    def counted_ids(self, text: str) -> list[int]:
+        """The tokens that `ids` gives, of a text that may be too long for the context if it has at most `COUNTED` characters."""
+        return self._tokenize(text) if len(text) <= COUNTED else self.ids(text)
+
+    def _tokenize(self, text: str) -> list[int]:
         # The tokenizer releases the GIL only in its batch methods.
         tokenizer = self._for_marks if MARK in text else self.tokenizer
         return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids

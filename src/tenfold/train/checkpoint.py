@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from tenfold.train import store
 from tenfold.train.parallel.processes import on_first_process
 
 VERSION = 2  # of the manifest, and of the `extra` that a run stores in it
+LOOK_S = 0.2  # seconds between looks at an upload that is waited for
 Optimizers = Optimizer | list[Optimizer]
 # By parameter name instead of by parameter group: layouts differ in how they group parameters.
 BY_NAME = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -62,16 +63,18 @@ class Saver:
     """Saves checkpoints in a background thread: the training loop waits only until the state is copied in memory.
 
     One save runs at a time. Every process makes a `Saver`, at the same point of the program, because that creates a process group.
-    `upload_to` is a folder that fsspec can reach, to which each checkpoint is copied.
+    `upload_to` is a folder that fsspec can reach, to which each checkpoint is copied. `beat` is called regularly by whoever waits
+    for such a copy, which may take long: a watchdog must not take the wait for a hang.
     """
 
-    def __init__(self, directory: Path, keep: int, upload_to: str | None = None):
-        self._directory, self._keep, self._upload_to = directory, keep, upload_to
+    def __init__(self, directory: Path, keep: int, upload_to: str | None = None, beat: Callable[[], None] = lambda: None):
+        self._directory, self._keep, self._upload_to, self._beat = directory, keep, upload_to, beat
         # Saves have their own process group, so that their messages are not mixed up with those of the training steps.
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         pinned = torch.cuda.is_available()
         self._stager = DefaultStager(StagingOptions(pinned, False, False, pinned))
         self._running: threading.Thread | None = None
+        self._uploading = False
         self._error: Exception | None = None
 
     def save(self, step: int, model: nn.Module, optimizer: Optimizers, extra: dict[str, Any]) -> None:
@@ -87,8 +90,10 @@ class Saver:
 
     def finish(self) -> None:
         """Wait for the save in progress. Raises TenfoldError if it failed."""
-        if self._running is not None:
-            self._running.join()
+        while self._running is not None and self._running.is_alive():
+            self._running.join(LOOK_S)
+            if self._uploading:
+                self._beat()
         error, self._running, self._error = self._error, None, None
         if error is not None:
             raise error
@@ -98,9 +103,12 @@ class Saver:
             path = _save(self._directory, facts, state, self._keep, self._group)
             if self._upload_to is not None:
                 target = self._upload_to
+                self._uploading = True
                 on_first_process(lambda: store.upload(path, target, self._keep), self._group)
         except Exception as error:  # `finish` raises it in the training loop
             self._error = error
+        finally:
+            self._uploading = False
 
     def close(self) -> None:
         """Wait for the last save and release the buffers. Not to be called after an error: other processes may be gone, and this

@@ -30,6 +30,7 @@ from tenfold.spec.ranges import Positive
 LEDGER = "fleet/ledger.db"
 WRITTEN = (LEDGER, f"{LEDGER}-wal", f"fleet/{SEEN}")  # files that change while a controller runs
 PRICE = "the ledger's median times of leaving and of the owner's start"
+UNDER = ("", "fleet/", "fleet-[0-9]*/")  # where simulations are, relative to the home
 MINUTE_S = 60.0
 MOVES = 200  # the newest moves of the ledger that are shown
 UNITS = {"_s": "s", "_h": "node-hours", "_mwh": "MWh", "_usd": "USD", "_t": "t CO2", "_m3": "m3", "_mw": "MW"}
@@ -37,7 +38,7 @@ Text = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 def names(home: Path) -> list[str]:
-    """The live fleet "", and every simulation by the name of its file."""
+    """The live fleet "", and every simulation by its name."""
     return ["", *_simulations(home)]
 
 
@@ -58,8 +59,18 @@ def _overview(home: Path, fleet: Path) -> dict[str, Any]:
 
 
 def _simulations(home: Path) -> dict[str, str]:
-    found = sorted([*home.glob(f"*{SUFFIX}"), *home.glob(f"fleet/*{SUFFIX}")])
-    return {path.name.removesuffix(SUFFIX): str(path.relative_to(home)) for path in found}
+    """The files of the simulations in the home, its fleet and the fleets of earlier circles (`fleet-1`), by their names."""
+    found = sorted(path.relative_to(home) for under in UNDER for path in home.glob(f"{under}*{SUFFIX}"))
+    return {_name(file): str(file) for file in found}
+
+
+def _name(file: Path) -> str:
+    """A simulation's name: `day` in the folder `fleet`, `fleet-1/day` in another one, `day.simulation.json` in the home itself.
+
+    It depends on the file's own path only, so that a link stays valid when other files come.
+    """
+    stem = file.name.removesuffix(SUFFIX)
+    return {"": file.name, "fleet": stem}.get(file.parent.name, f"{file.parent.name}/{stem}")
 
 
 def _now(home: Path) -> dict[str, Any]:

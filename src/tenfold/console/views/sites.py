@@ -32,7 +32,7 @@ PAY = (
 
 
 def names(home: Path) -> list[str]:
-    """The newest answer "", and every answer by the name of its file or folder."""
+    """The newest answer "", and every answer by its name."""
     return ["", *_files(home)]
 
 
@@ -51,7 +51,16 @@ def document(home: Path, name: str) -> dict[str, Any]:
 def _files(home: Path) -> dict[str, str]:
     """The answers of a home by their names, the newest first."""
     found = sorted([*home.glob("sites*.json"), *home.glob("*/sites.json")], key=lambda path: -path.stat().st_mtime)
-    return {path.stem if path.parent == home else path.parent.name: str(path.relative_to(home)) for path in found}
+    return {_name(path.relative_to(home)): str(path.relative_to(home)) for path in found}
+
+
+def _name(file: Path) -> str:
+    """An answer's name: the stem of a file in the home itself, else its folder, or `sites-2/sites` in a folder that begins so.
+
+    It depends on the file's own path only, so that a link stays valid when other files come.
+    """
+    folder = file.parent.name
+    return f"{folder}/{file.stem}" if folder.startswith(file.stem) else folder or file.stem
 
 
 def _answer(home: Path, file: str, found: dict[str, Any]) -> dict[str, Any]:

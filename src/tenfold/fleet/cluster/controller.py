@@ -1,6 +1,7 @@
 """The controller of a fleet file on a cluster: it observes the pools, calls the policy, and carries out its decisions."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -105,22 +106,38 @@ def launchers(file: FleetFile, on: str, folder: Path) -> dict[str, Launcher]:
 class DemandFiles:
     """The demand of services, from their CSV files: the last row is the present, and whoever measures the demand appends rows.
 
-    There is a forecast from two and a half days of demand on; with less, a service has only its present rate.
+    There is a forecast from two and a half days of demand on; with less, a service has only its present rate. A file that becomes
+    faulty, such as one that is half written, changes nothing until it can be read again.
     """
 
     def __init__(self, tables: Mapping[str, ServiceTable]):
         self._tables = tables
-        self._read: dict[str, tuple[float, np.ndarray]] = {}
+        self._read: dict[str, float] = {}  # by service: the modification time of its file when it was read
+        self._faulty: set[str] = set()  # services whose file could not be read at the last attempt
         self._models: dict[str, tuple[int, DemandModel]] = {}
 
     def __call__(self, service: Service, now: float) -> None:
-        name, table = service.name, self._tables[service.name]
-        path = Path(table.demand_csv)
-        changed = path.stat().st_mtime if path.exists() else -1.0
-        if name not in self._read or self._read[name][0] != changed:
-            self._read[name] = changed, read_demand(path, table.demand_scale)
-            self._forecast(service, self._read[name][1])
-        service.into_s = min(BIN_S, max(0.0, time.time() - changed))
+        """Set the service's demand. Raises TenfoldError where its file is faulty and was never read before."""
+        changed = _changed(Path(self._tables[service.name].demand_csv))
+        if self._read.get(service.name) != changed and (rates := self._rates(service.name)) is not None:
+            self._read[service.name] = changed
+            self._forecast(service, rates)
+        service.into_s = min(BIN_S, max(0.0, time.time() - self._read[service.name]))
+
+    def _rates(self, name: str) -> np.ndarray | None:
+        """The rates in a service's file; None, and its error printed once, where it is faulty but was read before."""
+        table = self._tables[name]
+        try:
+            rates = read_demand(Path(table.demand_csv), table.demand_scale)
+        except TenfoldError as error:
+            if name not in self._read:
+                raise
+            if name not in self._faulty:
+                print(f"{error} The demand of {name} stays as it was.", file=sys.stderr, flush=True)
+            self._faulty.add(name)
+            return None
+        self._faulty.discard(name)
+        return rates
 
     def _forecast(self, service: Service, rates: np.ndarray) -> None:
         """Set the service's rate and forecasts; the model is fitted again after each day of rows."""
@@ -134,3 +151,11 @@ class DemandFiles:
         quantiles = model.quantiles(rates, np.array([len(rates) - 1]))[0]
         lines = [np.interp(np.arange(1, AHEAD[-1] + 1), AHEAD, quantiles[:, level]) for level in (0, 1)]
         service.middle, service.high = lines
+
+
+def _changed(path: Path) -> float:
+    """The modification time of a file; -1 where there is no such file."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return -1.0

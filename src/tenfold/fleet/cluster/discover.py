@@ -17,16 +17,23 @@ ZONES = ("topology.kubernetes.io/zone", "topology.kubernetes.io/region")
 PRODUCTS = ("nvidia.com/gpu.product", "amd.com/gpu.product-name", "cloud.google.com/gke-accelerator")
 GPUS = ("nvidia.com/gpu", "amd.com/gpu")
 HERE = "here"
+# Words in the state of a node to which Slurm gives no work until something is done about it.
+UNUSABLE = {
+    "DOWN", "ERROR", "UNKNOWN", "FUTURE", "INVALID", "INVAL", "INVALID_REG", "DRAIN", "DRAINING", "DRAINED", "FAIL", "FAILING",
+    "NOT_RESPONDING", "MAINT", "MAINTENANCE",
+}  # fmt: skip
 
 
 class Node(NamedTuple):
-    """A node as the cluster describes it. `kind` is the cluster's name of its accelerator, empty where it gives none."""
+    """A node as the cluster describes it. `kind` is the cluster's name of its accelerator, empty where it gives none. A node that
+    is down, drained or failed is not `usable`."""
 
     site: str
     kind: str
     accelerators: int
     host_cores: int
     ram_gib: int
+    usable: bool = True
 
 
 def discover(
@@ -59,12 +66,16 @@ def discover(
     fleet_of(fields, str(out))
     write_text(out, tomli_w.dumps(fields))
     left_out = sum(node.accelerators == 0 for node in nodes)
+    unusable = sum(node.accelerators > 0 and not node.usable for node in nodes)
     if json:
-        print_json({"file": str(out), "pools": fields["pools"], "nodes_without_accelerator": left_out})
+        counts = {"nodes_without_accelerator": left_out, "unusable_nodes": unusable}
+        print_json({"file": str(out), "pools": fields["pools"], **counts})
         return
     for name, pool in fields["pools"].items():
         print(f"{name}: {pool['nodes']} nodes of {pool['accelerators_per_node']} {pool['accelerator']} in {pool['site']}")
     print(f"Written to {out}; {left_out} nodes without an accelerator are left out. Network and storage have default values.")
+    if unusable:
+        print(f"{unusable} nodes that are down, drained or failed are left out too.")
 
 
 def slurm_nodes(text: str) -> list[Node]:
@@ -79,8 +90,18 @@ def slurm_nodes(text: str) -> list[Node]:
         kinds = {kind for kind, _ in gpus if kind}
         count = sum(int(number or 1) for _, number in gpus)
         ram_gib = round(int(said.get("RealMemory", 0)) / 1024)
-        nodes.append(Node(HERE, "+".join(sorted(kinds)), count, int(said.get("CPUTot", 0)), ram_gib))
+        usable = _is_usable(said.get("State", ""))
+        nodes.append(Node(HERE, "+".join(sorted(kinds)), count, int(said.get("CPUTot", 0)), ram_gib, usable))
     return nodes
+
+
+def _is_usable(state: str) -> bool:
+    """Whether Slurm gives work to a node in this state, such as `MIXED+CLOUD`, `IDLE+DRAIN` or, in older versions, `DOWN*+DRAIN`.
+
+    An asterisk marks a node that does not respond, a dollar sign one in maintenance. Nodes that are powered down or restarting
+    are usable, since Slurm starts them itself.
+    """
+    return not (UNUSABLE.intersection(re.findall(r"[A-Z_]+", state)) or set("*$").intersection(state))
 
 
 def kubernetes_nodes(text: str) -> list[Node]:
@@ -102,13 +123,13 @@ def _kubernetes_node(item: dict[str, Any]) -> Node:
 
 
 def tables(nodes: list[Node], accelerator: str | None = None) -> dict[str, Any]:
-    """The tables of a fleet file, with a pool for each kind of node. `accelerator` is used for nodes without a named one.
+    """The tables of a fleet file, with a pool for each kind of usable node. `accelerator` is used for nodes without a named one.
 
-    Raises TenfoldError where no node has an accelerator, or one has an unknown kind.
+    Raises TenfoldError where no usable node has an accelerator, or one has an unknown kind.
     """
-    counted = Counter(node for node in nodes if node.accelerators)
+    counted = Counter(node for node in nodes if node.accelerators and node.usable)
     if not counted:
-        raise TenfoldError("No node of the cluster has an accelerator, by its own list: write fleet.toml by hand.")
+        raise TenfoldError("No node of the cluster has an accelerator and is up, by its own list: write fleet.toml by hand.")
     pools: dict[str, dict[str, Any]] = {}
     for node, number in counted.most_common():
         key = _key(node.kind, accelerator)

@@ -15,11 +15,12 @@ import numpy as np
 from tenfold.fleet.demo.wave import demand_at
 from tenfold.fleet.ledger import Lease, Ledger
 from tenfold.fleet.pools import Policy
-from tenfold.fleet.slots.live import OWNERS
 from tenfold.fleet.slots.simulated import SimulatedWorld, simulate
-from tenfold.fleet.slots.slots import SERVICE, Limits
+from tenfold.fleet.slots.slots import Limits
 from tenfold.fleet.spans import SWITCHING, Span, spans_of
 from tenfold.spec.files import read_lines
+
+OWNERS = {"slot-1": "chat", "slot-2": "train"}
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,13 @@ def simulated_day(known: Known, arrivals: Sequence[float], policy: Policy) -> Da
         ledger.note(lease.id, ready=0.0)
     delays = itertools.cycle([(known.train_leave_s, known.chat_start_s), (known.chat_leave_s, known.train_start_s)])
     world = SimulatedWorld(
-        ledger, lambda now: demand_at(now, arrivals, known.days[-2], known.hour_s, known.per_slot), known.limits, delays
+        ledger, {"chat": lambda now: demand_at(now, arrivals, known.days[-2], known.hour_s, known.per_slot)}, known.limits, delays
     )
     simulate(world, policy, known.day_s, known.limits.tick_s)
     leases = ledger.leases()
     ledger.close()
     spans = spans_of(leases, 0.0, known.day_s)
-    open_ = [(span.start, span.end) for span in spans if span.what == SERVICE]
+    open_ = [(span.start, span.end) for span in spans if span.what == "chat"]
     waits, servers = zip(*queue(arrivals, open_, known.answers_s), strict=True)
     loans = sum(lease.until is not None for lease in leases)
     return Day(

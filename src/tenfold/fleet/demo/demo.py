@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tenfold.data.conversations.tokens import ChatEncoder
-from tenfold.fleet.demo.day import Day, Known, live_day, simulated_day
+from tenfold.fleet.demo.day import OWNERS, Day, Known, live_day, simulated_day
 from tenfold.fleet.demo.page import write_page
 from tenfold.fleet.demo.rehearsal import body_of, measured, roles_of
 from tenfold.fleet.demo.wave import Wave, demand_at, draw_arrivals
@@ -83,18 +83,19 @@ def _play(folder: Path, data: Path, policy: str, model: Path, known: Known, say:
     """Send the day's requests while the policy decides, until all are answered and no slot is lent."""
     arrivals, chosen = _arrivals(known), load("policies", policy)()
     roles = roles_of(folder, data, model, steps=math.ceil(OUTLASTS * known.day_s / known.step_s))
-    with live(folder, roles) as (world, ledger, front):
+    with live(folder, OWNERS, roles) as (world, ledger, fronts):
         world.limits = known.limits
         for slot in ledger.owners:
             world.open(slot)
         settle(world)
         say(f"{policy}: {len(arrivals)} requests come in {known.day_s:.0f} s.")
         body = body_of(model, known.tokens)
-        with closing(Wave(folder / "answers.jsonl", arrivals, body, front, world.clock)) as wave:
+        with closing(Wave(folder / "answers.jsonl", arrivals, body, fronts["chat"], world.clock)) as wave:
             now = world.clock()
             began = now - wave.passed(now)
             write_json(folder / "day.json", {"began": began, "wall": time.time() - wave.passed(now)})
-            world.demand = lambda now: demand_at(now - began, arrivals, known.days[-2], known.hour_s, known.per_slot)
+            yesterday = known.days[-2]
+            world.demands = {"chat": lambda now: demand_at(now - began, arrivals, yesterday, known.hour_s, known.per_slot)}
 
             def going() -> bool:
                 lent = any(lease.until for lease in ledger.leases(current=True))

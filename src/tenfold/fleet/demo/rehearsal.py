@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenfold.data.conversations.tokens import ChatEncoder
-from tenfold.fleet.demo.day import Known
+from tenfold.fleet.demo.day import OWNERS, Known
 from tenfold.fleet.demo.wave import draw_days
 from tenfold.fleet.slots.live import Live, Say, live, settle, small_run
 from tenfold.fleet.slots.slots import Lend, Limits, Return
@@ -71,15 +71,15 @@ def _demand(per_slot: float) -> list[list[float]]:
 
 
 def roles_of(folder: Path, data: Path, model: Path, steps: int) -> "dict[str, Role]":
-    from tenfold.fleet.slots.roles import Chat, Training  # these need 'tenfold[serve]'
+    from tenfold.fleet.slots.roles import Serving, Training  # these need 'tenfold[serve]'
 
     config = small_run(steps, width=128, seq_len=128, corpus="asyncio")
-    return {"chat": Chat(model), "train": Training(config, folder / "trained", data)}
+    return {"chat": Serving("chat", model), "train": Training(config, folder / "trained", data)}
 
 
 def _rehearse(folder: Path, model: Path) -> dict[str, Any]:
     """Measure the fields of `Known` on a fleet in `folder`, each while the other slot works."""
-    with live(folder, roles_of(folder, folder.parent, model, steps=10_000)) as fleet:
+    with live(folder, OWNERS, roles_of(folder, folder.parent, model, steps=10_000)) as fleet:
         for slot in fleet.ledger.owners:
             fleet.world.open(slot)
         settle(fleet.world)
@@ -109,7 +109,7 @@ def _span(start: float | None, end: float | None) -> float:
 
 def _answer_length(fleet: Live, model: Path) -> tuple[float, int]:
     """The seconds to the first token of a single request, and the number of tokens of an answer that takes `ANSWER_S`."""
-    ask, body = fleet.front.ask, body_of(model, SHORTEST)
+    ask, body = fleet.fronts["chat"].ask, body_of(model, SHORTEST)
     alone = [ask(body(i)) for _ in ("the first time", "with prompts that the server remembers") for i in range(5)][5:]
     first_s = statistics.median(answer.first_s for answer in alone)
     token_s = statistics.median(answer.seconds - answer.first_s for answer in alone) / (SHORTEST - 1)
@@ -123,9 +123,9 @@ def _answer_s(fleet: Live, model: Path, tokens: int, servers: int) -> tuple[floa
     """
     body = body_of(model, tokens)
     with ThreadPoolExecutor(2 * servers) as clients:
-        list(clients.map(lambda i: fleet.front.ask(body(i)), range(PROMPTS)))
+        list(clients.map(lambda i: fleet.fronts["chat"].ask(body(i)), range(PROMPTS)))
         began = time.monotonic()
-        answers = list(clients.map(lambda i: fleet.front.ask(body(i)), range(servers * PROBES)))
+        answers = list(clients.map(lambda i: fleet.fronts["chat"].ask(body(i)), range(servers * PROBES)))
     return (time.monotonic() - began) / PROBES, statistics.mean(answer.seconds - answer.first_s for answer in answers)
 
 
@@ -133,4 +133,5 @@ def body_of(model: Path, tokens: int) -> Body:
     """A function from the number of a request to its body, with the model's chat template applied to the prompt."""
     encoder = ChatEncoder.of(model)
     prompts = [encoder.prompt([{"role": "user", "content": one.prompt}]) for one in asked_by(PROMPTS)]
-    return lambda i: {"prompt": prompts[i % len(prompts)], "max_tokens": tokens, "ignore_eos": True, "temperature": 1.0}
+    fixed = {"max_tokens": tokens, "ignore_eos": True, "temperature": 1.0, "stream": True}
+    return lambda i: {"prompt": prompts[i % len(prompts)], "seed": i, **fixed}

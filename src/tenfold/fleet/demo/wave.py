@@ -95,7 +95,7 @@ class Wave:
 
     def _ask(self, i: int) -> None:
         late_s = self._clock() - self._began - self._arrivals[i]
-        answer = self._front.ask({**self._body(i), "seed": i})
+        answer = self._front.ask(self._body(i))
         row = {"request": i, "came": self._arrivals[i], "late_s": late_s, **asdict(answer)}
         with self._lock:
             append_line(self._path, row)

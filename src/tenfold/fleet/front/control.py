@@ -41,14 +41,16 @@ class Answer:
 
 
 class Front:
-    """The front of the fleet in `folder`, which keeps its address across restarts. It is started unless it runs already.
+    """The front of a service of the fleet in `folder`, which keeps its address across restarts. It is started unless it runs.
+
+    Files: NAME.json (its servers), NAME.lock, NAME.log. `path` is the route to which `ask` sends requests.
 
     It begins without servers, since those of an earlier controller end with that controller. Raises TenfoldError where the front
     does not start.
     """
 
-    def __init__(self, folder: Path):
-        self._file, self._log = folder / "front.json", folder / "front.log"
+    def __init__(self, folder: Path, name: str = "front", path: str = "/v1/completions"):
+        self._file, self._log, self._path = folder / f"{name}.json", folder / f"{name}.log", path
         self._held = lock_of(self._file)
         self._servers, self._lock = list[str](), threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -58,12 +60,11 @@ class Front:
             self.start()
             self._wait()
 
-    def open(self, url: str, role: str) -> None:
-        """Add a server, if its role is chat."""
-        if role == "chat":
-            with self._lock:
-                self._servers.append(url)
-                self._tell()
+    def open(self, url: str) -> None:
+        """Add a server."""
+        with self._lock:
+            self._servers.append(url)
+            self._tell()
 
     def close(self, url: str) -> None:
         """Remove a server: it gets no further requests, and finishes the answers that it has begun."""
@@ -98,13 +99,13 @@ class Front:
                 time.sleep(0.05)
 
     def ask(self, body: dict[str, Any]) -> Answer:
-        """Send a request for a streamed completion, again and again until an answer begins.
+        """Send a request, again and again until an answer begins.
 
         Raises TenfoldError where the fleet has ended, or a server rejects the request.
         """
         began, sent = time.monotonic(), 0
         while not self.ended:
-            answer = _ask(self.url, body, began, sent)
+            answer = _ask(self.url + self._path, body, began, sent)
             if answer is not None:
                 return answer
             sent += 1
@@ -147,11 +148,12 @@ def _listens(url: str) -> bool:
 def _ask(url: str, body: dict[str, Any], began: float, sent: int) -> Answer | None:
     """Send the request once. Returns the answer, or None where none began."""
     first_s, whole, tries = None, False, 0
-    request = Request(f"{url}/v1/completions", json.dumps({**body, "stream": True}).encode(), {"Content-Type": "application/json"})
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urlopen(request, timeout=REQUEST_S) as response:
             first_s, tries = time.monotonic() - began, int(response.headers["X-Tenfold-Tries"] or 1)
-            whole = response.read().endswith(b"data: [DONE]\n\n")
+            answer = response.read()  # raises IncompleteRead where the connection breaks off
+            whole = not body.get("stream") or answer.endswith(b"data: [DONE]\n\n")
     except HTTPError as error:
         if error.code not in AGAIN:
             raise TenfoldError(f"{url} refused a request: {error.read().decode()}") from None

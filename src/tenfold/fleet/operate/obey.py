@@ -3,7 +3,7 @@ wish."""
 
 from dataclasses import dataclass, field
 
-from tenfold.fleet.slots.slots import DRAINED, SERVICE, Fleet, Lend, Move, Return, Slot, Wish
+from tenfold.fleet.slots.slots import DRAINED, Fleet, Lend, Move, Return, Slot, Wish
 
 Word = tuple[str, str]  # the state of a wish, and a sentence about it
 ORDER = ("done", "on its way", "cannot")
@@ -55,7 +55,7 @@ def stay_drained(fleet: Fleet, slot: Slot) -> Lend | None:
 
 
 def _can(fleet: Fleet, wish: Wish, slot: Slot) -> bool:
-    return wish.kind == "drain" or (wish.kind == "lend" and wish.role in (slot.owner, *fleet.roles))
+    return wish.kind == "drain" or (wish.kind == "lend" and wish.role in (slot.owner, *fleet.demands))
 
 
 def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, found: Obeyed) -> Word:
@@ -103,7 +103,7 @@ def _cap(fleet: Fleet, wish: Wish, found: Obeyed) -> None:
     drained = {move.slot for move in found.moves if isinstance(move, Lend) and move.role == DRAINED}
     leaving = sum(slot.busy and (slot.name in drained or (slot.turning and slot.role == DRAINED)) for slot in here)
     over = max(0, -fleet.room(wish.target) - leaving)
-    free = [slot for slot in here if slot.busy and not slot.turning and slot.role != SERVICE and slot.name not in chosen]
+    free = [slot for slot in here if slot.busy and not slot.turning and slot.role not in fleet.demands and slot.name not in chosen]
     for slot in sorted(free, key=lambda slot: -slot.since)[:over]:
         why = f"the power cap of wish {wish.id} of {wish.who}"
         found.moves.append(Lend(slot.name, DRAINED, wish.until + fleet.limits.leaving_s, why))

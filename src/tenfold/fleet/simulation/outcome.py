@@ -15,8 +15,9 @@ from tenfold.fleet.traces import BIN_S
 class Outcome:
     """The outcome of one simulation.
 
-    `jobs` are (arrival, first start or None, end or None, nodes), `lost_s` lost node-seconds by cause, `peak_w` the highest power
-    of all pools together at a tick, `series` the samples, and `busiest` the moves of the busiest day, which begins at `busiest_s`.
+    `jobs` are (arrival, first start or None, end or None, nodes), `lost_s` lost node-seconds by cause in the days in which jobs
+    arrive, `peak_w` the highest power of all pools together at a tick, `series` the samples, and `busiest` the moves of the busiest
+    day, which begins at `busiest_s`.
     """
 
     jobs: list[tuple[float, float | None, float | None, int]] = field(default_factory=list)

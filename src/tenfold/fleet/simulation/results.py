@@ -22,8 +22,9 @@ WORDS = {
 
 
 def figures(out: Outcome, days: float) -> dict[str, float]:
-    """The figures of one simulation of so many days. A job that never started waited until the end; an unfinished job has no
-    completion time."""
+    """The figures of one simulation of so many days, with those in which jobs only finish. A job that never started waited until
+    the end; an unfinished job has no completion time. Jobs, stops and moves are counted to the end; node-hours, their shares,
+    energy, power and requests only in the days in which jobs arrive."""
     meters, end_s = list(out.meters.values()), days * DAY_S
     queued = np.array([(begun if begun is not None else end_s) - came for came, begun, _, _ in out.jobs] or [0.0])
     completed = np.array([ended - came for came, _, ended, _ in out.jobs if ended is not None] or [0.0])

@@ -35,7 +35,8 @@ class Simulation:
         self._work = recorded.work if recorded else draw_work(setup, seed)
 
     def run(self) -> Outcome:
-        """Simulate `days`, and then up to `drain_days` until all jobs have ended."""
+        """Simulate `days`, and then up to `drain_days` until all jobs have ended. Node-seconds, energy and requests are counted in
+        `days` only."""
         for when, pool, holder, back_s in self._recorded.failures if self._recorded else ():
             self._at(when, self._lose, self.out.meters[pool], holder, back_s)
         for meter in () if self._recorded else self.out.meters.values():
@@ -94,7 +95,7 @@ class Simulation:
         pool = meter.pool
         for size in over_cap(pool):
             self._size_job(now, meter, pool.running[size.holder], size)
-        if pool.training + pool.serving + pool.leaving > pool.allowed:
+        if now <= self._end and pool.training + pool.serving + pool.leaving > pool.allowed:
             meter.over_cap_s += self._table.tick_s
 
     def _decide(self, now: float, meter: Meter) -> None:
@@ -134,7 +135,7 @@ class Simulation:
         if resized is None:
             return
         self.out.keep(Moved(now, pool.name, job.name, resized.had, resized.nodes, job.until, size.why))
-        self.out.lost_s["policy"] += resized.lost_s
+        self._count_lost(now, "policy", resized.lost_s)
         self.out.moves += 1
         if resized.leaving:
             self._at(now + resized.save_s, self._freed, meter, resized.leaving)
@@ -142,6 +143,11 @@ class Simulation:
             self._queued[pool.name] -= job.least * job.work_s
         self._goes_on(meter, job)
         self.out.stops += not resized.nodes
+
+    def _count_lost(self, now: float, cause: str, lost_s: float) -> None:
+        """Count lost node-seconds in the same days as the meters count node-seconds: not in `drain_days`."""
+        if now <= self._end:
+            self.out.lost_s[cause] += lost_s
 
     def _goes_on(self, meter: Meter, job: Job) -> None:
         """Schedule the job's end where it has nodes, or count it as waiting where it has none."""
@@ -224,7 +230,7 @@ class Simulation:
     def _hit(self, now: float, meter: Meter, job: Job) -> None:
         """A job loses its work since its last checkpoint. It continues with another node or with fewer, or waits in the queue."""
         had = job.nodes
-        self.out.lost_s["failures"] += meter.pool.hit(now, job, self._setup.recovery["detection_s"])
+        self._count_lost(now, "failures", meter.pool.hit(now, job, self._setup.recovery["detection_s"]))
         self.out.keep(Moved(now, meter.pool.name, job.name, had, job.nodes, job.until, "a node failed"))
         self._goes_on(meter, job)
         self._decide(now, meter)

@@ -1,9 +1,9 @@
-"""The fleet of this machine with two slots, one owned by chat and one by training: open it, wait for it and run it."""
+"""The fleet of this machine: open it, wait for it and run it."""
 
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +21,7 @@ from tenfold.train.run_file import config_from_fields
 if TYPE_CHECKING:  # PyTorch
     from tenfold.fleet.slots.roles import Role
 
-OWNERS = {"slot-1": "chat", "slot-2": "train"}
+ROUTES = {"chat": "/v1/completions", "rank": "/v1/recommend"}  # of the services
 CONTEXT = 2048  # longer than the training sequences, so that the longest answer fits
 Say = Callable[[str], None]
 
@@ -31,22 +31,21 @@ class Live(NamedTuple):
 
     world: LocalWorld
     ledger: Ledger
-    front: Front
+    fronts: dict[str, Front]  # of the services, by role
 
 
 @contextmanager
-def live(folder: Path, roles: "dict[str, Role]") -> Iterator[Live]:
-    """Open the fleet of the ledger in `folder`; its slots are to be opened by the caller. On exit every role saves and leaves."""
-    ledger, front = Ledger(folder / "ledger.db", OWNERS, Clock(folder / "clock.json")()), Front(folder)
-    try:
-        world = LocalWorld(folder, ledger, roles, open_launcher("local"), front)
-        try:
-            yield Live(world, ledger, front)
-        finally:
-            world.close()
-    finally:
-        front.end()
-        ledger.close()
+def live(folder: Path, owners: dict[str, str], roles: "dict[str, Role]") -> Iterator[Live]:
+    """Open the fleet of the ledger in `folder`. `owners` are the roles that own its slots, which are to be opened by the caller. On
+    exit every role saves and leaves."""
+    fronts: dict[str, Front] = {}
+    with ExitStack() as opened:
+        ledger = opened.enter_context(closing(Ledger(folder / "ledger.db", owners, Clock(folder / "clock.json")())))
+        for role in roles.keys() & ROUTES.keys():
+            fronts[role] = Front(folder, f"front-{role}", ROUTES[role])
+            opened.callback(fronts[role].end)
+        world = opened.enter_context(closing(LocalWorld(folder, ledger, roles, open_launcher("local"), fronts)))
+        yield Live(world, ledger, fronts)
 
 
 def settle(world: LocalWorld) -> None:

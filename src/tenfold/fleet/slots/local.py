@@ -1,7 +1,7 @@
 """The fleet of this machine: a slot is a process. Switches run in threads beside the controller, one at a time in each slot."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import takewhile
@@ -15,7 +15,7 @@ from tenfold.fleet.ledger import Lease, Ledger
 from tenfold.fleet.operate.obey import Word
 from tenfold.fleet.operate.wishes import Wishes
 from tenfold.fleet.slots.sleepers import Sleepers, Worker
-from tenfold.fleet.slots.slots import DRAINED, Demand, Fleet, Limits, Move, Slot, Wish, holder_after
+from tenfold.fleet.slots.slots import DRAINED, Demand, Demands, Fleet, Limits, Move, Slot, Wish, holder_after
 from tenfold.fleet.slots.watch import Watch
 from tenfold.launch.job import Launcher
 from tenfold.serve.start import free_url
@@ -26,16 +26,17 @@ if TYPE_CHECKING:  # PyTorch
 
 
 class LocalWorld:
-    """A `World` of local processes. It continues with the current leases of the ledger. Servers get their requests through `front`.
+    """A `World` of local processes. It continues with the current leases of the ledger. Each service gets its requests through
+    its front of `fronts`.
 
     A slot is part of the fleet once it has been opened. A role that ends early or hangs is started again, as often as `limits`
     allow, and so is the front.
     """
 
-    def __init__(self, folder: Path, ledger: Ledger, roles: "dict[str, Role]", launcher: Launcher, front: Front):
-        self.demand: Callable[[float], Demand] = lambda now: Demand()
+    def __init__(self, folder: Path, ledger: Ledger, roles: "dict[str, Role]", launcher: Launcher, fronts: Mapping[str, Front]):
+        self.demands: Demands = {name: lambda now: Demand() for name in fronts}
         self.limits, self.slot_w, self.clock = Limits(), 0.0, Clock(folder / "clock.json")
-        self.folder, self._ledger, self._roles, self._launcher, self._front = folder, ledger, roles, launcher, front
+        self.folder, self._ledger, self._roles, self._launcher, self._fronts = folder, ledger, roles, launcher, fronts
         self._wishes, self._watch = Wishes(ledger), Watch(len(ledger.owners))
         self.sleepers = Sleepers()
         self._running: dict[str, Worker] = {}
@@ -53,13 +54,14 @@ class LocalWorld:
 
     def observe(self, now: float) -> Fleet:
         """The fleet as it is now. Raises what a switch raised, and TenfoldError for a role or front that fails again and again."""
-        if not self._front.runs():
-            self._count_failure("front", "The front")
-            self._front.start()
+        for service, front in self._fronts.items():
+            if not front.runs():
+                self._count_failure(f"front of {service}", f"The front of {service}")
+                front.start()
         done = {slot for slot, (turn, _) in self._turns.items() if turn.done()}  # read before the leases, which a switch changes
         slots = [self._slot(lease, lease.slot in done) for lease in self._ledger.leases(current=True) if lease.slot in self._turns]
-        many = frozenset(name for name, role in self._roles.items() if role.many)
-        return Fleet(tuple(slots), self.demand(now), self.limits, many, self._open_wishes())
+        demands = {name: demand(now) for name, demand in self.demands.items()}
+        return Fleet(tuple(slots), demands, self.limits, self._open_wishes())
 
     def apply(self, move: Move) -> None:
         self._turns[move.slot] = self._pool.submit(self._turn, move), move
@@ -72,7 +74,7 @@ class LocalWorld:
         self._pool.shutdown(cancel_futures=True)
         self._watch.close()
         for worker in self._running.values():
-            self._front.close(worker.url)
+            self._close(worker.url)
         self._launcher.close()
 
     def _open_wishes(self) -> tuple[Wish, ...]:
@@ -111,7 +113,7 @@ class LocalWorld:
             if self._watch.silent_s(slot, lambda: role.sign(url)) <= self.limits.hung_s:
                 return False
             self._launcher.stop(handle)
-        self._front.close(url)
+        self._close(url)
         if self._is_due(lease):
             return False
         self._count_failure(slot, f"{lease.role} in {slot}")
@@ -136,7 +138,7 @@ class LocalWorld:
         gone = asked if before.until is None else min(asked, before.until)
         if running := self._running.pop(move.slot, None):
             self._watch.forget(move.slot)
-            self._front.close(running.url)
+            self._close(running.url)
             if running.handle.status() == "running":
                 left_s = (before.until or float("inf")) - self.limits.tick_s - asked
                 left_s = max(0.1, min(self.limits.leave_s, left_s))
@@ -181,7 +183,13 @@ class LocalWorld:
         if lease.ready is None:
             self._ledger.note(lease.id, ready=self.clock())
             self._price(slot)
-        self._front.open(url, lease.role)
+        if lease.role in self._fronts:
+            self._fronts[lease.role].open(url)
+
+    def _close(self, url: str) -> None:
+        """Remove a server from its front. A role that is no service has none."""
+        for front in self._fronts.values():
+            front.close(url)
 
     def _submit(self, slot: str, role: "Role", end: float | None) -> Worker:
         """Start a new process for the role."""

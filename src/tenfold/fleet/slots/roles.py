@@ -1,7 +1,7 @@
-"""The roles of a slot on this machine: train a run, or serve chat, in a process that holds the slot's lock (`hold.py`).
+"""The roles of a slot on this machine: train a run, or serve a model, in a process that holds the slot's lock (`hold.py`).
 
-A role knows how its process is started and whether it is ready; `sign` returns a value that changes as long as it works. A role
-with `many` can run in several slots at a time. `end` is the deadline of a borrower, a time of the monotonic clock.
+A role knows how its process is started and whether it is ready; `sign` returns a value that changes as long as it works. `end` is
+the deadline of a borrower, a time of the monotonic clock.
 """
 
 import time
@@ -69,7 +69,6 @@ class Training:
     config: RunConfig
     directory: Path
     home: Path
-    many = False
 
     @property
     def finished(self) -> bool:
@@ -78,7 +77,7 @@ class Training:
     def job(self, lock: Path, url: str, end: float | None, leave_s: float, orders: Connection | None = None) -> Job:
         """The job that trains in the slot of `lock`; it has `leave_s` seconds to save and leave."""
         arguments = lock, end, orders, self.config, self.directory, self.home
-        return _job(f"Training in {lock.stem}", train_in_slot, arguments, leave_s)
+        return _job(f"train in {lock.stem}", train_in_slot, arguments, leave_s)
 
     def starts(self) -> int:
         """How often a process reached its first step after a start or a wake-up."""
@@ -98,19 +97,20 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Chat:
-    """A server as of `tenfold serve`, with one model, one thread and one answer at a time."""
+class Serving:
+    """A server as of `tenfold serve`, with one model, one thread and one answer at a time. `name` is the role's and the model's."""
 
+    name: str
     model: Path
     device: str = "cpu"
-    finished, many = False, True
+    finished = False
 
     def job(self, lock: Path, url: str, end: float | None, leave_s: float, orders: Connection | None = None) -> Job:
         """The job that serves in the slot of `lock` at `url`; it has `leave_s` seconds to finish its answers."""
         options = ServerOptions(port=int(url.rpartition(":")[2]), drain_seconds=leave_s, access_log="none")
         engine = EngineOptions(self.model, max_num_seqs=1, kv_cache_gib=0.1, threads=1, speculate=False, device=self.device)
-        arguments = lock, end, orders, ServerSleep(url), serve, {"chat": engine}, options
-        return _job(f"Chat in {lock.stem}", in_slot, arguments, leave_s)
+        arguments = lock, end, orders, ServerSleep(url), serve, {self.name: engine}, options
+        return _job(f"{self.name} in {lock.stem}", in_slot, arguments, leave_s)
 
     def starts(self) -> int:
         return 0
@@ -127,4 +127,4 @@ class Chat:
         return 0.0
 
 
-Role = Training | Chat
+Role = Training | Serving

@@ -1,21 +1,21 @@
 """A simulated fleet of slots: switches take simulated time only. The ledger is the same as that of a live fleet."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.operate.obey import Word
 from tenfold.fleet.operate.wishes import Wishes
 from tenfold.fleet.pools import Policy
-from tenfold.fleet.slots.slots import DRAINED, Demand, Fleet, Limits, Move, Slot, holder_after
+from tenfold.fleet.slots.slots import DRAINED, Demands, Fleet, Limits, Move, Slot, holder_after
 from tenfold.fleet.slots.tick import tick
 
 
 class SimulatedWorld:
-    """A simulated `World`. `delays` yields for each move the seconds in which a role leaves and in which the next one starts; both
-    are cut off at the limits, as in a live world."""
+    """A simulated `World` with the `demands` of its services, by role. `delays` yields for each move the seconds in which a role
+    leaves and in which the next one starts; both are cut off at the limits, as in a live world."""
 
-    def __init__(self, ledger: Ledger, demand: Callable[[float], Demand], limits: Limits, delays: Iterator[tuple[float, float]]):
-        self._ledger, self._demand, self._limits, self._delays = ledger, demand, limits, delays
+    def __init__(self, ledger: Ledger, demands: Demands, limits: Limits, delays: Iterator[tuple[float, float]]):
+        self._ledger, self._demands, self._limits, self._delays = ledger, demands, limits, delays
         self.wishes, self.slot_w = Wishes(ledger), 0.0
         self._now, self._ready, self._leases = 0.0, dict.fromkeys(ledger.owners, 0.0), ledger.leases(current=True)
 
@@ -26,7 +26,8 @@ class SimulatedWorld:
             Slot(x.slot, owners[x.slot], x.role, x.since, x.until, now < self._ready[x.slot], watts=self.slot_w)
             for x in self._leases
         ]
-        return Fleet(tuple(slots), self._demand(now), self._limits, wishes=self.wishes.open(now))
+        demands = {name: demand(now) for name, demand in self._demands.items()}
+        return Fleet(tuple(slots), demands, self._limits, wishes=self.wishes.open(now))
 
     def answer(self, said: Mapping[int, Word], now: float) -> None:
         self.wishes.answer(said, now)

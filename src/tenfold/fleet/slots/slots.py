@@ -4,13 +4,12 @@ Times are in seconds since the epoch, or, in a simulation, since its start.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from tenfold.fleet.pools import Job, Pool, Service
 
-SERVICE = "chat"  # the role whose demand `Fleet.demand` is
 DRAINED = "drained"  # the role of a slot that is kept empty
 MARGIN = 1 / 0.9  # by which expected rates are multiplied, since they come without a margin
 
@@ -67,14 +66,17 @@ class Wish:
 
 @dataclass(frozen=True)
 class Demand:
-    """Requests per second: the present rate `now`, the rates `expected` in bins of `bin_s` seconds, and what one slot can answer
-    (`per_slot`). `into_s` seconds of the first bin are over."""
+    """Requests per second of a service: the present rate `now`, the rates `expected` in bins of `bin_s` seconds, and what one slot
+    can answer (`per_slot`). `into_s` seconds of the first bin are over."""
 
     now: float = 0.0
     expected: tuple[float, ...] = ()
     bin_s: float = 1.0
     into_s: float = 0.0
     per_slot: float = 1.0
+
+
+Demands = Mapping[str, Callable[[float], Demand]]  # of each service, a function from the fleet's time to its demand
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The state that a world reports. `roles` are those that can run in other slots than their own; `wishes` are the open ones."""
+    """The state that a world reports. `demands` are those of the services, by role: these can run in other slots than their own.
+    `wishes` are the open ones."""
 
     slots: tuple[Slot, ...]
-    demand: Demand
+    demands: Mapping[str, Demand]
     limits: Limits
-    roles: frozenset[str] = frozenset({SERVICE})
     wishes: tuple[Wish, ...] = ()
 
     def room(self, site: str) -> int:
@@ -117,20 +119,25 @@ class Fleet:
         return math.floor(1e6 * min(caps) / watts + 1e-9) - sum(slot.busy for slot in here)
 
     def pool(self) -> Pool:
-        """The fleet as a policy sees it: each slot that is not drained is a node, and other owners' work is a job of one node."""
-        slots, demand = [slot for slot in self.slots if slot.role != DRAINED], self.demand
-        held = [slot for slot in slots if slot.role == SERVICE]
-        high = tuple(MARGIN * rate for rate in demand.expected)
-        service = Service(
-            SERVICE, sum(slot.owner == SERVICE for slot in slots), demand.per_slot, least=0, nodes=len(held), rate=demand.now,
-            high=high, middle=demand.expected, bin_s=demand.bin_s, into_s=demand.into_s,
-        )  # fmt: skip
-        working = [slot for slot in slots if slot.role != SERVICE and not slot.idle]
+        """The fleet as a policy sees it: each slot that is not drained is a node, and the work of a role that is no service is a
+        job of one node."""
+        slots = [slot for slot in self.slots if slot.role != DRAINED]
+        services = [_service(name, demand, slots) for name, demand in self.demands.items()]
+        working = [slot for slot in slots if slot.role not in self.demands and not slot.idle]
         jobs = {slot.name: Job(slot.name, 1, 1, slot.since, 1e9, 1, slot.since, slot.since) for slot in working}
         return Pool(
-            "slots", len(slots), [service], jobs, training=len(jobs), serving=len(held), switch_s=self.limits.switch_s,
-            leave_s=2 * self.limits.leaving_s + self.limits.tick_s,
+            "slots", len(slots), services, jobs, training=len(jobs), serving=sum(service.nodes for service in services),
+            switch_s=self.limits.switch_s, leave_s=2 * self.limits.leaving_s + self.limits.tick_s,
         )  # fmt: skip
+
+
+def _service(name: str, demand: Demand, slots: list[Slot]) -> Service:
+    """A service as a policy sees it, with the slots that it owns and holds."""
+    own, held = sum(slot.owner == name for slot in slots), sum(slot.role == name for slot in slots)
+    return Service(
+        name, own, demand.per_slot, least=0, nodes=held, rate=demand.now, high=tuple(MARGIN * rate for rate in demand.expected),
+        middle=demand.expected, bin_s=demand.bin_s, into_s=demand.into_s,
+    )  # fmt: skip
 
 
 class Lend(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from tenfold.fleet.operate.obey import Word, obey, stay_drained
 from tenfold.fleet.pools import Policy, Size
-from tenfold.fleet.slots.slots import DRAINED, SERVICE, Fleet, Lend, Move, Return, Slot
+from tenfold.fleet.slots.slots import DRAINED, Fleet, Lend, Move, Return, Slot
 
 
 class World(Protocol):
@@ -67,15 +67,17 @@ def _end(fleet: Fleet, slot: Slot) -> Move:
 
 def _move(fleet: Fleet, rested: Sequence[Slot], size: Size, earliest: float) -> Move | None:
     """The move of one of the `rested` slots towards a service's size: an idle slot is lent first, the newest loan is returned
-    first.
+    first. Services do not lend slots to each other.
 
     None while any slot is switching, and where a loan would end before `earliest`, too soon for both roles to leave.
     """
     held = [slot for slot in fleet.slots if slot.role == size.holder]
-    if size.holder != SERVICE or any(slot.turning for slot in fleet.slots):
+    if size.holder not in fleet.demands or any(slot.turning for slot in fleet.slots):
         return None
     if size.nodes > len(held):
-        free = sorted((slot for slot in rested if slot.role != size.holder and slot.until is None), key=lambda slot: not slot.idle)
+        free = sorted(
+            (slot for slot in rested if slot.role not in fleet.demands and slot.until is None), key=lambda slot: not slot.idle
+        )
         return Lend(free[0].name, size.holder, size.until, size.why) if free and size.until and size.until > earliest else None
     loans = [slot for slot in rested if slot.role == size.holder and slot.until is not None]
     return Return(loans[-1].name, size.why) if loans and size.nodes < len(held) else None

@@ -10,7 +10,6 @@ import pyarrow as pa
 from tenfold.data.interactions.interactions import attributes_of
 from tenfold.data.interactions.read import item_attributes, read_interactions
 from tenfold.rank.events.store import Events, events
-from tenfold.serve.api.keys import ANYBODY
 from tenfold.spec.errors import TenfoldError
 
 PER_USER_DAY = 1000  # events of a user in a day; further ones are left out, since no person takes so many items
@@ -47,7 +46,7 @@ def gather(store: Events, base: str | None) -> Gathered:
 
 def _of_store(store: Events, left_out: Counter[str]) -> pa.Table:
     given: Counter[tuple[str, int]] = Counter()
-    nobody = store.user_hash(ANYBODY.name)
+    nobody = store.nobody
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     for row in store.rows(events):
         if row.user_hash == nobody:  # many people, whose events are no history of one

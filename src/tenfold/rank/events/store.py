@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import JSON, Column, Float, Index, Integer, MetaData, Row, String, Table, select
 
 from tenfold.rank.events.writer import Rows, Writer
+from tenfold.serve.api.keys import ANYBODY
 from tenfold.serve.feedback.database import Database, Kind
 from tenfold.spec.errors import TenfoldError
 
@@ -67,6 +68,11 @@ class Events(Database):
         if "://" not in database and not Path(database).is_file():
             raise TenfoldError(f"There are no events in {database}: give the database of `tenfold rank serve --events`.")
         return cls(database)
+
+    @property
+    def nobody(self) -> str:
+        """The hash of all users who were not named: many people, who must not be taken for one."""
+        return self.user_hash(ANYBODY.name)
 
     def keep_events(self, user: str, rows: Rows) -> "Future[int]":
         """Add events of a user: rows with the columns of `events` except `user_hash` and `created`.

@@ -42,7 +42,10 @@ def served_log(
     left_out: Counter[str] = Counter()
     rows = list(_rows(events, recommender, most, actions, left_out))
     if not rows:
-        raise TenfoldError("The store has no list with propensities: serve a ranker without --experiment interleave first.")
+        raise TenfoldError(
+            "The store has no list of a named user with propensities: serve a ranker without --experiment interleave first, and "
+            "name the user in each request."
+        )
     names = recommender.ranker.names
     number = {name: i for i, name in enumerate(dict.fromkeys([*names, *(row.item for row in rows)]))}
     size = max(len(row.pool) for row in rows)
@@ -58,11 +61,13 @@ def served_log(
 
 
 def _rows(events: Events, recommender: Recommender, most: int, actions: Sequence[str], left_out: Counter[str]) -> Iterator[Row]:
-    taken = events.actions_on_lists(actions)
+    taken, nobody = events.actions_on_lists(actions), events.nobody
     newest = events.newest_lists(most)
     for lists in (newest[first : first + TOGETHER] for first in range(0, len(newest), TOGETHER)):
-        usable = [one for one in lists if one.shown["propensities"] is not None]
-        left_out["of two rankers, without propensities"] += len(lists) - len(usable)
+        named = [one for one in lists if one.user_hash != nobody]
+        usable = [one for one in named if one.shown["propensities"] is not None]
+        left_out["of users who were not named"] += len(lists) - len(named)
+        left_out["of two rankers, without propensities"] += len(named) - len(usable)
         queries = [_query(events, recommender, one) for one in usable]
         for one, places in zip(usable, recommender.places(queries), strict=True):
             if isinstance(places, TenfoldError):

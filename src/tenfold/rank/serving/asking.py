@@ -46,12 +46,19 @@ class Asking:
         self.rng = np.random.default_rng()
 
     @property
+    def _is_named(self) -> bool:
+        return self.user != ANYBODY.name
+
+    @property
     def _of_store(self) -> bool:
         """Whether the history comes from the store; a user who is not named has none there."""
-        return self.body.history is None and self.events is not None and self.user != ANYBODY.name
+        return self.body.history is None and self.events is not None and self._is_named
 
     async def answer(self, place: Place) -> dict[str, Any]:
-        """The fields of the answer (`Ranked`). The list is handed to the store first. Raises ApiError or TenfoldError."""
+        """The fields of the answer (`Ranked`). The list is handed to the store first. Raises ApiError or TenfoldError.
+
+        Users who are not named take no part in an experiment: the first ranker answers them.
+        """
         found = rankers(self.models)
         name = self.models.resolve(self.body.model) if self.body.model or not found else found[0]
         if name not in found:
@@ -62,7 +69,8 @@ class Asking:
             )
         first = await self.models.get(name)
         experiment = worker_of(first).settings.experiment
-        store = None if experiment == "none" or self.body.model or len(found) < 2 else self.events
+        takes_part = experiment != "none" and self._is_named and not self.body.model and len(found) > 1
+        store = self.events if takes_part else None
         taken = await self._taken(first)
         if store is None:
             shown = await self._listed(name, place, taken)

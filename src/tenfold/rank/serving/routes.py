@@ -21,7 +21,7 @@ from tenfold.rank.serving.protocol import AddedItems, EventsRequest, ItemsReques
 from tenfold.serve.api.answer_types import DeletedRows
 from tenfold.serve.api.dependencies import CurrentCaller, Placed, ServedModels, gives, operator_only
 from tenfold.serve.api.errors import ApiError
-from tenfold.serve.api.keys import Caller
+from tenfold.serve.api.keys import ANYBODY, Caller
 from tenfold.serve.api.streaming import until_disconnect
 
 
@@ -58,8 +58,8 @@ KeptEventStore = Annotated[Events, Depends(_events)]
 
 
 def user_of(caller: Caller, named: str | None) -> str:
-    """The user whose request this is. An operator's key belongs to a service, which may name any of its users."""
-    return named if named and caller.is_operator else caller.user(named)
+    """The user whose request this is. An operator's key belongs to a service, which names its users, or nobody."""
+    return named or ANYBODY.name if caller.is_operator else caller.name
 
 
 async def recommend(body: RecommendRequest, request: HttpRequest, place: Placed, models: ServedModels) -> Response:

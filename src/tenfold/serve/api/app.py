@@ -10,7 +10,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from tenfold.serve.api.access_log import AccessLog
 from tenfold.serve.api.background import Background
-from tenfold.serve.api.errors import AnswerFailures, ErrorAnswer, answer_errors
+from tenfold.serve.api.errors import AnswerFailures, ApiError, ErrorAnswer, answer_errors
 from tenfold.serve.api.gate import Gate
 from tenfold.serve.api.keys import Rate
 from tenfold.serve.api.models import Models
@@ -38,6 +38,9 @@ def make_app(models: Models, options: ServerOptions) -> FastAPI:
             await models.get("")
         except TenfoldError as error:
             app.state.failed = error
+            raise
+        except ApiError as error:  # SIGTERM came before the model was loaded
+            app.state.failed = TenfoldError(str(error))
             raise
         yield
         await models.drain(options.drain_seconds)

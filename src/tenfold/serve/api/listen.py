@@ -43,8 +43,8 @@ def listen(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish the running answers.
 
-    `on_ready` is called when the application has started, `on_exit` at the signal, to end answers that would never end. Raises
-    TenfoldError if the server cannot start; the application's own if it has set `app.state.failed`.
+    `on_ready` is called when the application has started, `on_exit` at the signal, before the running answers are
+    finished. Raises TenfoldError if the server cannot start; the application's own if it has set `app.state.failed`.
     """
     connection: Any = partial(Connection, options.connections, most_connections(options.connections))
     # The sentence is printed instead of a traceback.

@@ -54,7 +54,7 @@ class Models:
             raise TenfoldError(
                 f"{', '.join(twice)}: models and adapters need different names, and an adapter belongs to one model."
             )
-        self.draining = self.asleep = False
+        self.closing = self.draining = self.asleep = False
         self._load_parts = load
         self._load_lock, self._sleep_lock = asyncio.Lock(), asyncio.Lock()
         self._queues = {name: Budget(limits.max_queue, limits.key_share) for name in options}  # of unfinished sequences
@@ -141,6 +141,11 @@ class Models:
         if self.asleep:
             raise ApiError(503, "The server is asleep: an operator wakes it up by POST /wake_up.", retry_after=10)
 
+    def _require_loads(self) -> None:
+        """Raises ApiError 503 if no further model may be loaded."""
+        if self.closing:
+            raise ApiError(503, "The server is shutting down and loads no further model.", retry_after=10)
+
     def _ready(self, name: str) -> ServedModel | None:
         """The loaded model if it can take a request, marked as the most recently used; None if it must be loaded."""
         found = self.loaded.get(name)
@@ -158,6 +163,7 @@ class Models:
         return self.loaded.pop(name)
 
     async def _load(self, name: str, options: EngineOptions) -> ServedModel:
+        self._require_loads()
         text, backend = await self._load_parts(options)
         return ServedModel(name, options, text, backend, self.limits, self.metrics)
 
@@ -271,10 +277,12 @@ class Models:
         """Unload models until another may be loaded: the least recently used idle one, or after `patience_seconds` a busy one.
 
         A busy one takes no new requests and finishes its running ones first. Requests for it wait until it can be loaded again.
+        Raises ApiError 503 if no further model may be loaded.
         """
         patient_until = time.monotonic() + self.limits.patience_seconds
         try:
             while len(self.loaded) >= self.limits.max_loaded:
+                self._require_loads()
                 gone = next((m for m in self.loaded.values() if m.idle or not m.backend.is_alive), None)
                 if gone is not None:
                     await self._unload(gone.name).stop()
@@ -286,9 +294,13 @@ class Models:
             for model in self.loaded.values():  # another one was unloaded in its place, or the load was cancelled
                 model.activity.leaving = False
 
+    def close(self) -> None:
+        """Load no further model, since the server shuts down; the loaded ones answer until `drain`."""
+        self.closing = True
+
     async def drain(self, seconds: float) -> None:
         """Refuse new requests, wait at most `seconds` for the running ones, and stop all backends."""
-        self.draining = True
+        self.closing = self.draining = True
         for model in self.serving:
             model.activity.used = -math.inf  # idle at once, since no further request can come
             self._retire(model)

@@ -78,9 +78,11 @@ class Pictures:
         self._views[mark] = view
         return mark
 
-    def prompt(self, text: str) -> Prompt:
-        """The tokens of a rendered conversation. Raises TenfoldError unless the template has written each mark once, in order."""
-        ids = self._model.text.ids
+    def prompt(self, text: str, ids: Callable[[str], list[int]]) -> Prompt:
+        """The tokens of a rendered conversation, whose texts have the tokens `ids`.
+
+        Raises TenfoldError unless the template has written each mark once, in order.
+        """
         if not self._views or self._model.sight is None:
             return Prompt(ids(text))
         pieces = re.split(f"({'|'.join(self._views)})", text)
@@ -95,10 +97,12 @@ async def chat_prompt(
     tools: list[dict[str, Any]],
     pictures: Pictures,
     form: TemplateFields,
+    counts: bool = False,
 ) -> Prompt:
     """The prompt of a conversation with tools and tool calls, which are written as text if the template does not support them.
 
-    If the answer continues the last message, that message is not closed. Raises ApiError or TenfoldError.
+    If the answer continues the last message, that message is not closed. With `counts` the prompt gets no answer, and may be longer
+    than the context. Raises ApiError or TenfoldError.
     """
     _check_continues(form, messages)
     messages = model.text.said(messages)
@@ -110,7 +114,7 @@ async def chat_prompt(
     if form.add_generation_prompt is not None:
         variables["add_generation_prompt"] = form.add_generation_prompt
     text = await model.chat_text(messages, variables, continues=bool(form.continue_final_message))
-    return await model.prompt(lambda: pictures.prompt(text))
+    return await model.prompt(lambda: pictures.prompt(text, model.text.counted_ids if counts else model.text.ids))
 
 
 def _check_continues(form: TemplateFields, messages: list[dict[str, Any]]) -> None:

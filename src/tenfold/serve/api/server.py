@@ -19,4 +19,5 @@ def serve(
     """
     check_address(options)
     limits = options.limits if options.keys else replace(options.limits, key_share=1.0)
-    listen(make_app(Models(models, limits, options.any_name, load), options), options, on_ready)
+    served = Models(models, limits, options.any_name, load)
+    listen(make_app(served, options), options, on_ready, on_exit=served.close)

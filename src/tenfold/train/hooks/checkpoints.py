@@ -18,7 +18,8 @@ class Checkpoints(Hook):
         self._config, self._keep_model = config, keep_model
 
     def start(self, run: Run) -> None:
-        self._saver = checkpoint.Saver(run.directory / "checkpoint", self._config.keep_last, self._config.upload_to)
+        folder, config = run.directory / "checkpoint", self._config
+        self._saver = checkpoint.Saver(folder, config.keep_last, config.upload_to, run.watchdog.beat)
         self._last_save = time.monotonic()
 
     def after_step(self, run: Run, done: StepOutput) -> None:

@@ -51,7 +51,7 @@ class Log(Hook):
         run.metrics.write(
             "step", step=run.state.step, loss=loss, grad_norm=done.grad_norm, tokens_per_s=rate, mfu=mfu, watts=watts,
             learning_rate=run.optimizers[0].param_groups[0]["lr"], tokens=run.state.step * run.tokens_per_step,
-            **self._balance.take_statistics(), **run.task.progress(run.state.step),
+            **self._balance.take_statistics(run), **run.task.progress(run.state.step),
         )  # fmt: skip
         self._progress.update(run.state.step, loss, rate, mfu, watts)
         run.timer.write(run.state.step)

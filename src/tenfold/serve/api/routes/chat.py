@@ -65,11 +65,11 @@ class Conversation:
         return self.model.generate(self.request, self.body.stops, self.body.skip_special_tokens is False)
 
 
-async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: bool = False) -> Conversation:
+async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: bool = False, counts: bool = False) -> Conversation:
     """Check a chat request and make its prompt.
 
-    `keeps` is whether stored answers go to the feedback database, with the log-probabilities with which they were drawn. Raises
-    ApiError or TenfoldError.
+    `keeps` is whether stored answers go to the feedback database, with the log-probabilities with which they were drawn. With
+    `counts` only the prompt's tokens are wanted, which may be too many for the context. Raises ApiError or TenfoldError.
     """
     body.check_stream_options()
     if body.top_logprobs is not None and not body.logprobs:
@@ -84,7 +84,7 @@ async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: boo
     messages = await model.prompt(lambda: [plain(message, pictures.mark) for message in body.messages])
     if body.continue_final_message and body.store:
         raise ApiError(400, "An answer that continues another is not stored: leave store out.", param="store")
-    prompt = await chat_prompt(model, messages, tools, pictures, body)
+    prompt = await chat_prompt(model, messages, tools, pictures, body, counts)
     if prompt.pictures:
         models.hold_pictures(prompt.pictures, place)
         messages = [message.model_dump(exclude_none=True) for message in body.messages]  # as they are stored
@@ -93,7 +93,7 @@ async def prepare(models: Models, body: ChatRequest, place: Place, *, keeps: boo
     model.check_tokens(body.logit_bias or (), "logit_bias")
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     sampling = body.sampling(
-        max_tokens=model.room(prompt.tokens, wanted),
+        max_tokens=0 if counts else model.room(prompt.tokens, wanted),
         stop_tokens=model.text.stop_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs or (body.store and keeps) else None,
         grammar=await model.grammar(_grammar(body, tools, must_call)),

@@ -102,12 +102,12 @@ async def messages(body: MessagesRequest, request: Request, place: Placed, model
 
 @router.post("/v1/messages/count_tokens", **gives(AnthropicCount))
 async def count_tokens(body: CountRequest, request: Request, place: Placed, models: ServedModels) -> Response:
-    conversation = await until_disconnect(request, prepare(models, body, place))
+    conversation = await until_disconnect(request, prepare(models, body, place, counts=True))
     return JSONResponse({"input_tokens": len(conversation.request.tokens)})
 
 
-async def prepare(models: Models, body: CountRequest, place: Place, **sampling: Any) -> chat.Conversation:
-    """The chat request for Anthropic's messages. Raises ApiError or TenfoldError."""
+async def prepare(models: Models, body: CountRequest, place: Place, *, counts: bool = False, **sampling: Any) -> chat.Conversation:
+    """The chat request for Anthropic's messages; `counts` as in `chat.prepare`. Raises ApiError or TenfoldError."""
     if body.messages[-1].role == "assistant":
         raise ApiError(
             400, "The last message must be the user's: this server does not continue answers on /v1/messages.", param="messages"
@@ -121,7 +121,7 @@ async def prepare(models: Models, body: CountRequest, place: Place, **sampling: 
         "tool_choice": None if choice is None else _choice(choice),
         "parallel_tool_calls": False if choice and choice.disable_parallel_tool_use else None,
     }
-    return await chat.prepare(models, chat.request_of(wanted | sampling), place)
+    return await chat.prepare(models, chat.request_of(wanted | sampling), place, counts=counts)
 
 
 def _text(content: str | list[Block]) -> str:

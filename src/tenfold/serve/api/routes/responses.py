@@ -61,7 +61,7 @@ async def create_response(
 
 @router.post("/v1/responses/input_tokens", **gives(InputTokenCountResponse))
 async def count_input(body: ResponsesRequest, place: Placed, models: ServedModels, store: Stored) -> Response:
-    conversation = await prepare(models, body, store, place)
+    conversation = await prepare(models, body, store, place, counts=True)
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(conversation.request.tokens)})
 
 
@@ -104,8 +104,10 @@ def _tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     return [{"type": "function", "function": tool} for tool in tools] if tools else None
 
 
-async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, place: Place) -> chat.Conversation:
-    """The chat request for a response. Raises ApiError or TenfoldError."""
+async def prepare(
+    models: Models, body: ResponsesRequest, store: ResponseStore, place: Place, counts: bool = False
+) -> chat.Conversation:
+    """The chat request for a response; `counts` as in `chat.prepare`. Raises ApiError or TenfoldError."""
     if body.background and body.store is False:
         raise ApiError(400, "A response in the background is stored: leave store out.", param="background")
     messages = _earlier(body, store, place.owner) + turns(body.input)
@@ -127,7 +129,7 @@ async def prepare(models: Models, body: ResponsesRequest, store: ResponseStore, 
     }
     if form is not None:
         wanted["response_format"] = {"type": form.type, "json_schema": {"schema": form.schema_}}
-    conversation = await chat.prepare(models, chat.request_of(wanted), place)
+    conversation = await chat.prepare(models, chat.request_of(wanted), place, counts=counts)
     conversation.messages = messages
     return conversation
 

@@ -24,16 +24,16 @@ async def tokenize(body: TokenizeRequest, place: Placed, models: ServedModels) -
 
 
 async def _tokens(model: ServedModel, body: TokenizeRequest) -> list[int]:
-    """The tokens of a text or a conversation. Raises ApiError or TenfoldError."""
+    """The tokens of a text or a conversation, which may be longer than the context. Raises ApiError or TenfoldError."""
     if (messages := body.messages) is None:
-        encode = model.text.ids if body.add_special_tokens is False else model.text.encode
-        return await model.prompt(lambda: encode(body.prompt or ""))
+        ids = await model.prompt(lambda: model.text.counted_ids(body.prompt or ""))
+        return ids if body.add_special_tokens is False else model.text.begun(ids)
     if body.add_special_tokens:
         raise ApiError(400, "A chat template writes the special tokens: leave add_special_tokens out.", param="add_special_tokens")
     pictures = Pictures(model)
     read = await model.prompt(lambda: [plain(message, pictures.mark) for message in messages])
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
-    return (await chat_prompt(model, read, tools, pictures, body)).tokens
+    return (await chat_prompt(model, read, tools, pictures, body, counts=True)).tokens
 
 
 @router.post("/detokenize", **gives(Detokenized))
