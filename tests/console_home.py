@@ -19,7 +19,7 @@ from tenfold.console.site import all_views
 from tenfold.console.site import documents as all_documents
 from tenfold.plan.commands import MachineOptions
 from tenfold.plan.costs.consequences import consequences
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.document import document
 from tenfold.plan.plan import solve
 from tenfold.plan.request import GpuRequest, Request, StepRequest
@@ -81,7 +81,7 @@ def run(folder, frozen, forecast, *, finished):
 def plan_next(home, flops):
     """The plan of the next times ten on one GPU."""
     plan = solve(Request(flops=flops), GpuRequest(gpus=1), MachineOptions().machine(home)[0], StepRequest(seq_len=128), home)
-    write_json(home / "plan" / "plan.json", document(plan.workload, consequences(plan.workload, Surroundings())))
+    write_json(home / "plan" / "plan.json", document(plan.workload, consequences(plan.workload, SiteOptions())))
 
 
 def judged(folder, *, passed):

@@ -17,8 +17,8 @@ import numpy as np
 import psutil
 
 from tenfold.fleet.cluster.launched import LaunchedWorld
-from tenfold.fleet.cluster.look import look
 from tenfold.fleet.cluster.places import owners
+from tenfold.fleet.cluster.reconcile import reconcile
 from tenfold.fleet.fleet_file import fleet_of
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.policies.lend import Lending
@@ -128,7 +128,7 @@ def control(folder, on, pools):
         if told["comes"]:
             world.arrive(told["now"], told["comes"])
         policy.decided.clear()
-        look(told["now"], world, policy, told["periodic"])
+        reconcile(told["now"], world, policy, told["periodic"])
         print(json.dumps(policy.decided), flush=True)
     world.close()
 
@@ -152,7 +152,7 @@ class Controller:
         self._process.wait()
         self.__enter__()
 
-    def look(self, now, periodic=False, comes=None):
+    def reconcile(self, now, periodic=False, comes=None):
         self._process.stdin.write(json.dumps({"now": now, "periodic": periodic, "comes": comes}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -206,15 +206,15 @@ class Replay:
         while self._happens and self._happens[0][0] <= now:
             self._happen(*self._happens.pop(0))
         if not periodic:
-            return self._wait(lambda: self._controller.look(now, comes=self._comes.get(now)), f"a decision comes at {now}")
+            return self._wait(lambda: self._controller.reconcile(now, comes=self._comes.get(now)), f"a decision comes at {now}")
         expected = {who: nodes for one in group for who, nodes in one[4].items() if nodes}
 
         def carried_out():
-            assert not (got := self._controller.look(now)), got
+            assert not (got := self._controller.reconcile(now)), got
             return self._counts() == expected
 
         self._wait(carried_out, f"{expected} work at {now}")
-        return self._controller.look(now, periodic=True)
+        return self._controller.reconcile(now, periodic=True)
 
     def _happen(self, at, what, who):
         if who:

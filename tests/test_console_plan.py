@@ -20,7 +20,7 @@ from tenfold.console.site import all_views, document
 from tenfold.console.views.plan import WAITING
 from tenfold.plan.commands import MachineOptions, PlanOutput, PlanRequest, make
 from tenfold.plan.costs.consequences import consequences
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.document import SCHEMA
 from tenfold.plan.plan import solve
 from tenfold.plan.request import GpuRequest, StepRequest
@@ -33,7 +33,7 @@ from tenfold.spec.files import write_json
 pytest_plugins = ["chat_page", "console_home"]
 ASKED = PlanRequest(after="llama-3.2-1b", times=10)
 FIXED = GpuRequest(gpus=256, days=60, budget_usd=1e6)
-AROUND = Surroundings(region="TX")
+AROUND = SiteOptions(region="TX")
 SMALL_TREE = (
     ("[2, 1, 2, 2, 2, 2, 1]", "[2, 1]"),
     ("[0, 2, 4, 7, 10, 14, 18, 22]", "[0, 3, 8, 12, 16]"),
@@ -114,7 +114,7 @@ def test_the_planner_gives_the_plan_itself_where_nothing_else_is_asked(planned):
     [
         ({"gpus": 128}, replace(FIXED, gpus=128, days=None), AROUND),
         ({"days": 90.0}, GpuRequest(days=90.0), AROUND),
-        ({"rent_usd_per_h": 4.5, "region": "CA"}, FIXED, Surroundings(region="CA", rent_usd_per_h=4.5)),
+        ({"rent_usd_per_h": 4.5, "region": "CA"}, FIXED, SiteOptions(region="CA", rent_usd_per_h=4.5)),
     ],
 )
 def test_the_planner_answers_as_the_command_does(planned, asked, fixed, around):

@@ -74,7 +74,9 @@ def test_the_nodes_of_kubernetes_become_a_fleet(tmp_path, monkeypatch):
     zone = {"topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": "eu-1"}
     h100 = kubernetes_node({**zone, "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}, **{"nvidia.com/gpu": "8"})
     l40s = kubernetes_node({"nvidia.com/gpu.product": "NVIDIA-L40S"}, **{"nvidia.com/gpu": "4", "cpu": "64500m", "memory": "512Gi"})
-    nodes = {"apiVersion": "v1", "kind": "List", "items": [h100, h100, l40s, kubernetes_node(zone)]}
+    cordoned = {**h100, "spec": {"unschedulable": True}}
+    lost = {**h100, "status": {**h100["status"], "conditions": [{"type": "Ready", "status": "Unknown"}]}}
+    nodes = {"apiVersion": "v1", "kind": "List", "items": [h100, cordoned, h100, lost, l40s, kubernetes_node(zone)]}
     (tmp_path / "kubectl").write_text(f"#!/bin/bash\ncat <<'E'\n{json.dumps(nodes)}\nE\n")
     (tmp_path / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

@@ -11,11 +11,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tenfold.fleet.cluster.launched import LaunchedWorld
-from tenfold.fleet.cluster.look import look
 from tenfold.fleet.cluster.places import owners
+from tenfold.fleet.cluster.reconcile import reconcile
 from tenfold.fleet.fleet_file import fleet_of
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.operate.heed import caps_of, heed
+from tenfold.fleet.operate.on_pools import apply_to_pools, caps_of
 from tenfold.fleet.operate.wishes import WITHDRAWN, Wishes
 from tenfold.fleet.pools import Size
 from tenfold.fleet.setup import Setup, pools_of, recovery, sites_of
@@ -125,7 +125,7 @@ def test_no_place_twice_no_run_twice_and_nothing_again(seed):
             world.arrive(float(now), chance.choice(list(RUNS)))
         cluster.take()
         try:
-            look(float(now), world, policy, now % 5 == 0)
+            reconcile(float(now), world, policy, now % 5 == 0)
         except TenfoldError as error:
             assert "failed 4 times" in str(error)
             refused += 1
@@ -163,7 +163,7 @@ def heeded(*wishes, now=0.0, nodes=2):
     pool.services[0].nodes = pool.serving = nodes
     caps = caps_of(wishes)
     show_power(pool, SETUP, 0, 0.0, caps.get("tx", math.inf))
-    return pool, heed(now, wishes, {"a": pool}, SETUP, owners(SETUP.file))[1]
+    return pool, apply_to_pools(now, wishes, {"a": pool}, SETUP, owners(SETUP.file))[1]
 
 
 @pytest.mark.parametrize("target, least", [("a/5", 3), ("train", 5), ("a", 5), ("a/1", 1), ("chat", 1)])
@@ -204,7 +204,7 @@ def test_a_wish_reaches_the_controller_of_a_cluster_and_ends_when_it_is_withdraw
         end = time.monotonic() + 60
         while not true():
             assert time.monotonic() < end
-            look(time.time(), world, policy, True)
+            reconcile(time.time(), world, policy, True)
             time.sleep(0.01)
 
     def serving():

@@ -225,9 +225,9 @@ def test_a_slurm_job_is_watched_drained_resized_and_stopped(run, tmp_path, progr
     programs("squeue", "")
     with pytest.raises(TenfoldError, match="does not list job 7"):
         slurm.status(handle)
-    # Of these, the second is planned for another job, the third does not answer, and the first is in two partitions.
-    programs("sinfo", "echo n1 idle; echo n2 mixed-; echo n3 idle\\*; echo n4 drained; echo n1 idle")
-    assert slurm.up() == 2
+    # The first is in two partitions, the second is planned for another job, the third does not answer, another job ends on the fifth.
+    programs("sinfo", "echo n1 idle; echo n2 mixed-; echo n3 idle\\*; echo n4 drained; echo n1 idle; echo n5 allocated+")
+    assert slurm.up() == 3
 
 
 def test_a_kubernetes_job_is_watched_drained_resized_and_stopped(run, tmp_path, programs):

@@ -16,7 +16,7 @@ from msgspec import structs
 from transformers import AutoModelForCausalLM
 
 from tenfold.learn.distil import distil, gap_after
-from tenfold.learn.grid import on_grid
+from tenfold.learn.grid import left_as_they_are, on_grid, round_to_grid, train_on_grid
 from tenfold.learn.prune import importance, pruned, smaller_shape
 from tenfold.learn.quantise import quantise
 from tenfold.learn.rotate import rotated
@@ -26,9 +26,12 @@ from tenfold.model.io.export import export
 from tenfold.model.io.gguf_writer import quantised
 from tenfold.model.io.huggingface import read_spec, write_model
 from tenfold.model.llama import Llama
+from tenfold.model.llama4 import Llama4
+from tenfold.model.moe import expert_layers
 from tenfold.spec.errors import TenfoldError
 from tenfold.spec.forecasts import read_forecasts
 from tenfold.spec.model import ModelSpec, published_model
+from tenfold.spec.shapes import llama4_shape
 from tenfold.train.run_file import config_from_fields
 from tenfold.train.tasks.find import open_task
 from tenfold.train.trainer import fit, standard_hooks
@@ -321,3 +324,17 @@ def test_a_shape_that_cannot_be_is_refused_before_the_text_is_read(tmp_path):
     with pytest.raises(TenfoldError, match="cannot be pruned to 0.01"):
         distil(tmp_path / "teacher", str(tmp_path / "no such text"), tmp_path / "home" / "student", DistilSettings(keep=0.01))
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("grid", ["int8", "int4"])
+def test_routers_are_not_rounded(grid):
+    torch.manual_seed(0)
+    model = Llama4(llama4_shape(64, 300))
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.ndim == 2}
+    train_on_grid(model, grid)
+    round_to_grid(model, grid)
+    same = {name for name, p in model.named_parameters() if name in before and p.equal(before[name])}
+    routers = {name for name in before if name.endswith("router.weight")}
+    other = {name for name, p in before.items() if p.shape[-1] % 32}  # rows that no group divides
+    assert routers and same == routers | other and {type(experts.router) for experts in expert_layers(model)} == {torch.nn.Linear}
+    assert left_as_they_are(model)[1] == sum(name.startswith("blocks.") for name in before) - len(routers)

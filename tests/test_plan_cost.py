@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.plan.costs import cost, power
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Z90, Range, total
 from tenfold.plan.sites.site import site
@@ -115,7 +115,7 @@ def test_utilisation_is_told_apart_from_tdp():
 def run(part, gpus=1024, hours=1000.0, region="TX", **changes):
     place = site(region)
     held = power.Held(part, gpus, hours)
-    return cost.run_cost(held, power.run_power(held, place.pue, 0.8), place, Surroundings(**changes))
+    return cost.run_cost(held, power.run_power(held, place.pue, 0.8), place, SiteOptions(**changes))
 
 
 def test_published_bills():

@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 
 from tenfold import plan
 from tenfold.plan.costs import environment, power, water
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range
 from tenfold.plan.sites.site import site, water_of_fuels
@@ -177,7 +177,7 @@ def run_of(region="TX", hours=1000.0, **changes):
     place = site(region)
     held = power.Held(accelerator("h100"), 1000, hours)
     used = power.run_power(held, place.pue, 0.8)
-    return used, environment.run_footprint(held, used, place, Surroundings(**changes))
+    return used, environment.run_footprint(held, used, place, SiteOptions(**changes))
 
 
 def test_a_footprint_is_energy_times_factors():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from tenfold.plan.costs import failures
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.facts import facts
 from tenfold.spec.errors import TenfoldError
 
@@ -21,7 +21,7 @@ PUBLISHED = Path(__file__).parent / "data" / "reliability.csv"
 
 
 def effective_time(gpus, work_s, state_bytes, **changes):
-    return failures.effective_time(gpus, work_s, state_bytes, Surroundings(**changes))
+    return failures.effective_time(gpus, work_s, state_bytes, SiteOptions(**changes))
 
 
 def llama3(**changes):

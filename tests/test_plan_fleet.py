@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.cli.commands import run as tenfold
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.fleet.shares import FleetRequest, plan_fleet
 from tenfold.plan.request import Request, StepRequest
 from tenfold.plan.serving.chat import ChatRequest, best_replica
@@ -23,7 +23,7 @@ TONIGHT = FleetRequest(gpus=1024, chat_model="llama-3.1-8b")
 
 
 @cache
-def planned(fleet=TONIGHT, part="h100", around=Surroundings()):
+def planned(fleet=TONIGHT, part="h100", around=SiteOptions()):
     return plan_fleet(SMALL, fleet, machine(part), StepRequest(), around, Path("no home"))
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenfold.plan.costs.consequences import consequences
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.explain import NAMES, explain
 from tenfold.plan.facts import facts
 from tenfold.plan.gpus import numbers
@@ -129,7 +129,7 @@ def test_laws_agree_with_their_papers():
 
 
 def test_gpus_for_days_hold_the_days_by_the_clock():
-    shape, part, around = resolve(Request(flops=1e22)), machine("h100"), Surroundings()
+    shape, part, around = resolve(Request(flops=1e22)), machine("h100"), SiteOptions()
     gpus = gpus_for_days(shape, GpuRequest(days=20), part, StepRequest(), around)
     after = consequences(make_plan(shape, gpus, part).workload, around)
     assert gpus % 8 == 0
@@ -153,7 +153,7 @@ def test_more_gpus_are_never_slower(parent, gpus, more):
 @given(small_shapes, st.floats(20, 200), st.floats(1.01, 1.5))
 def test_fewer_days_never_take_fewer_gpus(parent, days, longer):
     shape, part = resolve(Request(after=parent, times=1.0)), machine("h100")
-    short, long = (gpus_for_days(shape, GpuRequest(days=d), part, StepRequest(), Surroundings()) for d in (days, days * longer))
+    short, long = (gpus_for_days(shape, GpuRequest(days=d), part, StepRequest(), SiteOptions()) for d in (days, days * longer))
     assert short >= long
 
 
@@ -244,7 +244,7 @@ def test_a_budget_that_no_compute_comes_close_to_is_refused(monkeypatch):
 
 def test_a_budget_at_no_rent_is_refused():
     with pytest.raises(TenfoldError, match="--rent-usd-per-h"):
-        solve(Request(), GpuRequest(budget_usd=1e5), machine("h100"), around=Surroundings(rent_usd_per_h=0.0))
+        solve(Request(), GpuRequest(budget_usd=1e5), machine("h100"), around=SiteOptions(rent_usd_per_h=0.0))
 
 
 def test_the_shape_is_explained_by_its_reasons_alone():

@@ -15,7 +15,7 @@ from rich.console import Console
 from tenfold.cli.commands import run as tenfold
 from tenfold.plan import plots, report
 from tenfold.plan.costs.consequences import computing_of, consequences
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.document import document
 from tenfold.plan.request import Limits
 from tenfold.plan.validation.calibrate import Calibration, write
@@ -52,7 +52,7 @@ EXPERTS = replace(
 
 def made(workload=LLAMA, limits=Limits(), **changes):
     rows = [{"layout": f"TP {tp}, PP 16", "step_s": 5.0, "reason": "memory short by 11 GiB"} for tp in (1, 2, 4)]
-    after = consequences(workload, Surroundings("TX", **changes))
+    after = consequences(workload, SiteOptions("TX", **changes))
     plan = document(workload, after, alternatives=rows, notes=["Tokens <repeat>."], limits=limits, assumed=["PUE 1.2 (--pue)"])
     return json.loads(json.dumps(plan, allow_nan=False))
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from tenfold.spec import files
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import append_line, holder, one_at_a_time, read_lines, whole_file, whole_folder, write_json, write_text
+from tenfold.spec.files import append_line, atomic_file, atomic_folder, holder, one_at_a_time, read_lines, write_json, write_text
 
 WRITE = """
 import itertools, json, sys
@@ -35,7 +35,7 @@ for i in itertools.count(int(name)):
 """
 FOLDER = """
 for i in itertools.count(int(name)):
-    with whole_folder(here / "model", replace=True) as scratch:
+    with atomic_folder(here / "model", replace=True) as scratch:
         for file in "abcdef":
             (scratch / file).write_text(str(i))
     print(i, flush=True)
@@ -111,7 +111,7 @@ def test_kill_9_leaves_the_old_folder_or_the_new_and_the_next_writer_clears_up(t
         return int(found.pop())
 
     kills(FOLDER, tmp_path, number)
-    with whole_folder(tmp_path / "model", replace=True):
+    with atomic_folder(tmp_path / "model", replace=True):
         pass
     assert names(tmp_path) == ["model"] and not names(tmp_path / "model")
 
@@ -140,7 +140,7 @@ def test_a_file_holds_what_was_last_written_well(tmp_path_factory, writes):
     write_text(folder / "a.txt", "first")
     last = "first"
     for text, well in writes:
-        with suppress(KeyError), whole_file(folder / "a.txt") as scratch:
+        with suppress(KeyError), atomic_file(folder / "a.txt") as scratch:
             scratch.write_text(text, errors="replace")
             if not well:
                 raise KeyError
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_what_was_there_and_no_scratch(tmp_path):
 
 
 def make_folder_of(path, size):
-    with whole_folder(path) as scratch:
+    with atomic_folder(path) as scratch:
         (scratch / "file").write_bytes(bytes(size))
 
 
@@ -225,13 +225,13 @@ def test_a_read_only_folder_is_one_sentence(tmp_path):
 
 
 def test_a_file_that_the_block_reads_is_named_and_not_the_one_it_writes(tmp_path):
-    with pytest.raises(TenfoldError, match=rf"^{tmp_path}/source: no such file or directory\.$"), whole_folder(tmp_path / "out"):
+    with pytest.raises(TenfoldError, match=rf"^{tmp_path}/source: no such file or directory\.$"), atomic_folder(tmp_path / "out"):
         (tmp_path / "source").read_text()
     assert not names(tmp_path)
 
 
 def test_folders_of_like_names_do_not_touch_one_another(tmp_path):
-    with whole_folder(tmp_path / "c-old") as older:
+    with atomic_folder(tmp_path / "c-old") as older:
         make_folder_of(tmp_path / "c", 1)
         make_folder_of(tmp_path / "[c]*", 1)
         (older / "file").write_text("x")
@@ -255,7 +255,7 @@ def test_a_private_file_of_a_library_gets_the_mode_of_others(tmp_path):
     """`save_file` of safetensors puts a file of its own, which no other may read, in the place of the scratch file."""
     before = os.umask(0o027)
     try:
-        with whole_file(tmp_path / "x.safetensors") as scratch:
+        with atomic_file(tmp_path / "x.safetensors") as scratch:
             save_file({"x": np.zeros(3)}, scratch)
     finally:
         os.umask(before)

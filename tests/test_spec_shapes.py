@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.fleet.shares import FleetRequest, plan_fleet
 from tenfold.plan.plan import solve
 from tenfold.plan.request import GpuRequest, Request, StepRequest
@@ -154,7 +154,7 @@ def test_a_fleet_trains_the_model_that_a_plan_of_the_same_compute_does(tmp_path)
     law_of(tmp_path, "g1", "llama3", 1e23, params=3e10)
     asked, step, part = Request(flops=1e24), StepRequest(), machine("h100")
     one = solve(asked, GpuRequest(gpus=512), part, step, tmp_path)
-    whole = plan_fleet(asked, FleetRequest(gpus=1024), part, step, Surroundings(), tmp_path)
+    whole = plan_fleet(asked, FleetRequest(gpus=1024), part, step, SiteOptions(), tmp_path)
     trained, plain = whole.roles[0].does, solve(asked, GpuRequest(gpus=512), part, step)
     assert trained["tokens"] == one.workload.tokens != plain.workload.tokens
     assert trained["parameters_total"] == one.workload.spec.parameters().total

@@ -14,7 +14,7 @@ from tenfold.data.images.corpus import build_images
 from tenfold.data.text.corpus import open_corpus
 from tenfold.plan import report
 from tenfold.plan.costs.consequences import consequences
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.document import document
 from tenfold.plan.plan import solve
 from tenfold.plan.request import GpuRequest, Request, StepRequest
@@ -166,7 +166,7 @@ class RecordOfForecasts:
 class Plan:
     def write(self, folder, corpus):
         plan = solve(Request(flops=1e20), GpuRequest(gpus=64), H100, StepRequest(), folder)
-        whole = document(plan.workload, consequences(plan.workload, Surroundings()), notes=["kept"])
+        whole = document(plan.workload, consequences(plan.workload, SiteOptions()), notes=["kept"])
         (folder / "plan.json").write_text(json.dumps(whole))
 
     def stamp(self, folder, version):

@@ -13,7 +13,7 @@ from functools import cache
 
 from bench.harness import Headline, Row, options, write_results
 from tenfold.plan.costs.consequences import Consequences, consequences
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.plan import Plan, gpus_for_days, make_plan
 from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.workload.machine import machine
@@ -41,7 +41,7 @@ def least(parent: str, part: str) -> int:
 
 
 def after(plan: Plan, **changes: float) -> Consequences:
-    return consequences(plan.workload, Surroundings(**changes))  # type: ignore[arg-type]
+    return consequences(plan.workload, SiteOptions(**changes))  # type: ignore[arg-type]
 
 
 def sweep(number: int) -> list[str]:
@@ -74,7 +74,7 @@ def sweep(number: int) -> list[str]:
 def for_days(parent: str, part: str, days: float) -> int | None:
     shape = resolve(Request(after=parent, times=1.0))
     try:
-        return gpus_for_days(shape, replace(GpuRequest(), days=days), machine(part), StepRequest(), Surroundings())
+        return gpus_for_days(shape, replace(GpuRequest(), days=days), machine(part), StepRequest(), SiteOptions())
     except TenfoldError:
         return None
 

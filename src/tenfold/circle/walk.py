@@ -187,7 +187,7 @@ def _plan(home: Path, say: Say, number: int) -> dict[str, Any]:
     """Score the last circle's plan by the climb's run, calibrate the planner by that run, and plan ten times its compute here."""
     from tenfold.plan.commands import MachineOptions
     from tenfold.plan.costs.consequences import consequences
-    from tenfold.plan.costs.surroundings import Surroundings
+    from tenfold.plan.costs.site_options import SiteOptions
     from tenfold.plan.document import document, record
     from tenfold.plan.plan import solve
     from tenfold.plan.request import GpuRequest, Request, StepRequest
@@ -207,7 +207,7 @@ def _plan(home: Path, say: Say, number: int) -> dict[str, Any]:
     machine, said = MachineOptions(accelerator=calibration.accelerator.key).machine(home)
     asked = Request(flops=10 * settings.top_flops, vocab_size=settings.vocab_size)
     plan = solve(asked, GpuRequest(gpus=1), machine, StepRequest(seq_len=settings.seq_len), home)
-    around_it = consequences(plan.workload, Surroundings())
+    around_it = consequences(plan.workload, SiteOptions())
     whole = document(plan.workload, around_it, alternatives=plan.alternatives, notes=[said, *plan.notes])
     write_json(home / "plan" / "plan.json", whole)
     made_from = (calibrated, generation / "score.json")

@@ -8,7 +8,7 @@ import msgspec
 from tenfold.console.document import files_of
 from tenfold.console.site import INDEX, POLICY, WEB, address, all_views, documents, index, inside, is_public
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import make_folder, whole_folder
+from tenfold.spec.files import atomic_folder, make_folder
 
 PAGE = WEB / "index.html"
 
@@ -21,7 +21,7 @@ def export(home: Path, out: Path) -> Path:
     if not home.is_dir():
         raise TenfoldError(f"There is no directory {home}: give the home of the generations by --home.")
     views = {name: view for name, view in all_views().items() if not view.private}
-    with whole_folder(out) as scratch:
+    with atomic_folder(out) as scratch:
         _write_page(scratch / "index.html")
         scripts = {f"{view.name}.js": view.script for view in views.values() if view.script is not None}
         own = {str(source.relative_to(WEB)): source for source in WEB.rglob("*") if source.is_file() and source != PAGE}

@@ -23,7 +23,7 @@ from tenfold.fleet.waves import KINDS, Measured, Waves, bodies_of, figures, fore
 from tenfold.launch.job import open_launcher, run
 from tenfold.learn.release import released
 from tenfold.model.path import model_path
-from tenfold.rank.again import FOLDER as RANKING
+from tenfold.rank.next import FOLDER as RANKING
 from tenfold.spec.errors import NotInstalled, TenfoldError
 from tenfold.spec.files import file_sha256, make_folder, one_at_a_time, write_json
 from tenfold.spec.forecasts import Forecast, forecast, outcome

@@ -127,8 +127,8 @@ class SlurmLauncher(JobFileLauncher):
     def up(self) -> int:
         where = [f"--partition={self.partition}"] if self.partition else []
         said = call("sinfo", ["--noheader", "--Node", "--format=%N %T", *where], "the nodes of the cluster")
-        # A minus marks a node that the backfill scheduler has planned for another job.
-        return len({name for name, state in map(str.split, said.splitlines()) if state.removesuffix("-") in UP})
+        # A minus marks a node that is planned for another job, a plus one on which another job is ending.
+        return len({name for name, state in map(str.split, said.splitlines()) if state.rstrip("+-") in UP})
 
     def seen(self) -> dict[str, Seen]:
         said = call("squeue", ["--noheader", "--states=all", "--me", "--format=%A|%T|%D|%j"], "the jobs of the cluster")

@@ -23,7 +23,7 @@ from tenfold.learn.lineage import VERSION, holders
 from tenfold.learn.options import Kind
 from tenfold.learn.personal import scrub
 from tenfold.spec.errors import TenfoldError, without_secrets
-from tenfold.spec.files import file_sha256, whole_folder, write_json, write_text
+from tenfold.spec.files import atomic_folder, file_sha256, write_json, write_text
 from tenfold.spec.versions import read_document
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def parts_of(source: str, folder: Path, share: float, kind: Kind = "sft") -> dic
         if not rows[part]:
             said = f" (left out: {left_out(people)})" if people.get("left_out") else ""
             raise TenfoldError(f"{source} leaves no chats for {part}{said}: gather more, from more users.")
-    with whole_folder(folder) as scratch:
+    with atomic_folder(folder) as scratch:
         write_versioned(scratch / "people.json", {"made_of": made_of, **people})
         for part in PARTS:  # sorted, so that the order does not depend on when people wrote
             write_text(scratch / f"{part}.jsonl", "".join(f"{row}\n" for row in sorted(rows[part])))

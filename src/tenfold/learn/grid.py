@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tenfold.model.llama import Llama
+from tenfold.model.moe import expert_layers
 from tenfold.model.quantised import GROUP
 
 
@@ -26,9 +27,17 @@ def on_grid(weight: Tensor, grid: str) -> Tensor:
     return (steps * scale.half().float()).flatten(-2).to(weight.dtype)
 
 
+def _routers(model: nn.Module) -> set[nn.Module]:
+    """The routers of experts, which are never rounded: exports keep them as floats, and they decide which experts compute."""
+    return {experts.router for experts in expert_layers(model)}
+
+
 def left_as_they_are(model: Llama) -> tuple[int, int]:
-    """How many matrices of the layers cannot be rounded (rows that are no multiple of 32), and how many there are in all."""
-    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    """How many matrices of the layers cannot be rounded (rows that are no multiple of 32), and how many there are in all, without
+    routers."""
+    routers = {router.weight for router in _routers(model)}
+    named = model.named_parameters()
+    matrices = [p for name, p in named if name.startswith("blocks.") and p.ndim == 2 and p not in routers]
     return sum(p.shape[-1] % GROUP > 0 for p in matrices), len(matrices)
 
 
@@ -49,17 +58,19 @@ class GridLinear(nn.Linear):
 
 
 def train_on_grid(model: nn.Module, grid: str) -> None:
-    """Make the matrices of the layers `GridLinear`, in place; parameter names and shapes stay."""
+    """Make the matrices of the layers `GridLinear`, without routers, in place; parameter names and shapes stay."""
+    routers = _routers(model)
     for name, module in model.named_modules():
-        if name.startswith("blocks.") and type(module) is nn.Linear:
+        if name.startswith("blocks.") and type(module) is nn.Linear and module not in routers:
             module.__class__ = GridLinear
             module.grid = grid  # type: ignore[assignment]
 
 
 @torch.no_grad()
 def round_to_grid(model: Llama, grid: str, *, layers: bool = True) -> None:
-    """Round the embedding and head to 8 bits, and every matrix of the `layers` to the grid, in place."""
+    """Round the embedding and head to 8 bits, and every matrix of the `layers` but routers to the grid, in place."""
+    routers = {router.weight for router in _routers(model)}
     for name, p in model.named_parameters():
         inside = name.startswith("blocks.")
-        if p.ndim == 2 and (layers or not inside):
+        if p.ndim == 2 and p not in routers and (layers or not inside):
             p.copy_(on_grid(p, grid if inside else "int8"))

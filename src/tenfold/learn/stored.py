@@ -22,7 +22,7 @@ from tenfold.learn.lineage import holders
 from tenfold.learn.personal import found as personal_data
 from tenfold.learn.rewards import Rewards
 from tenfold.spec.errors import TenfoldError, without_secrets
-from tenfold.spec.files import whole_folder, write_text
+from tenfold.spec.files import atomic_folder, write_text
 
 if TYPE_CHECKING:
     from tenfold.serve.feedback.feedback import Feedback
@@ -75,7 +75,7 @@ def keep_stored(source: str, encoder: ChatEncoder, folder: Path, rewards: Reward
     if feedback is not None:
         gone = holders(folder.parent.parent, without_secrets(source), feedback.users())
         said |= {"users": {file.stem: sorted(users)}, "deleted_users_still_in": gone}
-    with whole_folder(folder) as scratch:
+    with atomic_folder(folder) as scratch:
         write_versioned(scratch / "people.json", said)
         write_text(scratch / file.name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return file

@@ -23,14 +23,14 @@ BATCH = 8  # rows in a step
 def round_by_blocks(model: Llama, rows: Tensor, steps: int, tokenizer: Path) -> None:
     """Round the layers' matrices to 4 bits in groups of 32, in place, after `steps` of tuning for each block on tokens [rows, T].
 
-    Matrices whose rows are no multiple of 32 stay as they are. `tokenizer` is a model's directory with its tokenizer, which the
-    package needs. Raises NotInstalled where the package is missing.
+    Routers, and matrices whose rows are no multiple of 32, stay as they are. `tokenizer` is a model's directory with its tokenizer,
+    which the package needs. Raises NotInstalled where the package is missing.
     """
     found = _tuned(model, rows, steps, tokenizer)
     for name, slot in slots_of(model).items():
         module = found.get_submodule(name.removesuffix(".weight"))
         scale = getattr(module, "scale", None)
-        if scale is None or slot.shape[-1] % GROUP:
+        if scale is None or slot.shape[-1] % GROUP or ".router." in name:
             continue
         scale = scale.half().float()[..., None]
         whole = module.weight.float().unflatten(-1, (-1, GROUP))  # rounded to bfloat16 by the package

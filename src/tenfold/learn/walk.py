@@ -20,7 +20,7 @@ from tenfold.learn.tune import tune
 from tenfold.model.io.huggingface import read_model, write_model
 from tenfold.model.path import model_path
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import file_sha256, make_folder, whole_folder
+from tenfold.spec.files import atomic_folder, file_sha256, make_folder
 from tenfold.spec.forecasts import Forecast, around, forecast, outcome
 from tenfold.spec.versions import read_document
 
@@ -104,7 +104,7 @@ def _first(model: Path | None, home: Path) -> Path:
 def unpacked(source: Path, directory: Path) -> Path:
     """The model as `directory/model` in Hugging Face layout, made once: it is read in a tenth of the time."""
     if not directory.exists():
-        with whole_folder(directory) as scratch:
+        with atomic_folder(directory) as scratch:
             write_model(read_model(source), scratch / "model", tokenizer_directory=source)
     return directory / "model"
 

@@ -1,13 +1,13 @@
 """The assumptions of a plan: the values of the options that were left out, each with the option that replaces it."""
 
 from tenfold.plan.costs.consequences import Consequences
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.ranges import Range
 from tenfold.plan.workload.machine import Machine
 from tenfold.spec.units import duration
 
 
-def assumptions(machine: Machine, after: Consequences, around: Surroundings) -> list[str]:
+def assumptions(machine: Machine, after: Consequences, around: SiteOptions) -> list[str]:
     """A phrase for each assumed value with the option that replaces it; guessed values are marked."""
     c, f, part = machine.constants, after.failures, machine.accelerator
     every = [

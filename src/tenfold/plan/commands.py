@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, structs
 
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.request import GpuRequest, Request, StepRequest
 from tenfold.plan.serving.rank import ServeRequest
 from tenfold.plan.workload.machine import Machine, machine
@@ -98,7 +98,7 @@ def make(
     fixed: GpuRequest = GpuRequest(),
     hardware: MachineOptions = MachineOptions(),
     step: StepRequest = StepRequest(),
-    around: Surroundings = Surroundings(),
+    around: SiteOptions = SiteOptions(),
     output: PlanOutput = PlanOutput(),
 ) -> None:
     """Plan the training of one generation, or with --serve the serving of a ranker.
@@ -142,7 +142,7 @@ def make(
     _show(whole, output, made_from=[output.home / FILE] if calibrated else [])
 
 
-def _explain(plan: Any, name: str, around: Surroundings, json: bool) -> None:
+def _explain(plan: Any, name: str, around: SiteOptions, json: bool) -> None:
     from tenfold.plan.explain import explain
 
     lines = explain(plan, name, around)
@@ -203,7 +203,7 @@ def compare(
     asked: CompareRequest = CompareRequest(),
     fixed: GpuRequest = GpuRequest(),
     hardware: HardwareOptions = HardwareOptions(),
-    around: Surroundings = Surroundings(),
+    around: SiteOptions = SiteOptions(),
     output: Output = Output(),
 ) -> None:
     """Compare the same training on several accelerators, within 90 days unless --gpus or --days is given.
@@ -239,7 +239,7 @@ def _spread(ends: dict[str, float], by: float = 1.0) -> str:
     return f"{mid} ({low}-{high})"
 
 
-def _compared(part: Machine, asked: CompareRequest, fixed: GpuRequest, around: Surroundings, home: Path) -> dict[str, Any]:
+def _compared(part: Machine, asked: CompareRequest, fixed: GpuRequest, around: SiteOptions, home: Path) -> dict[str, Any]:
     """The row of one accelerator: the figures of its plan, or the reason why there is no plan."""
     from tenfold.plan.costs.consequences import consequences
     from tenfold.plan.plan import solve

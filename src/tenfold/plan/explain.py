@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 from tenfold.plan.costs.consequences import SIMULATED_RUNS, Consequences, consequences
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.plan import Plan
 from tenfold.plan.ranges import Range
 from tenfold.plan.workload.kernels import point_to_point_s, ring_s
@@ -16,7 +16,7 @@ from tenfold.spec.units import duration, si
 NOT_OF_SHAPE = ("Budget:", "Days:", "GPUs:")  # beginnings of the notes that stand before the reasons of the shape
 
 
-def explain(plan: Plan, name: str, around: Surroundings | None = None) -> list[str]:
+def explain(plan: Plan, name: str, around: SiteOptions | None = None) -> list[str]:
     """Lines that explain `name`, one of `NAMES`. Raises TenfoldError, with the nearest name, for another."""
     if name in OF_PLAN:
         return OF_PLAN[name](plan)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tenfold.plan.costs.consequences import beside_steps, consequences, step_error, stretch
 from tenfold.plan.costs.cost import price
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.gpus import Job, fastest, fewest, first_that_fits, quickest
 from tenfold.plan.ranges import Range
 from tenfold.plan.request import GpuRequest, Request, StepRequest
@@ -53,7 +53,7 @@ class Plan:
 
 
 def make_plan(
-    shape: Shape, gpus: int, machine: Machine, step: StepRequest = StepRequest(), around: Surroundings = Surroundings()
+    shape: Shape, gpus: int, machine: Machine, step: StepRequest = StepRequest(), around: SiteOptions = SiteOptions()
 ) -> Plan:
     """The fastest plan for a shape on at most `gpus` GPUs.
 
@@ -93,7 +93,7 @@ def _why_fewer(job: Job, used: int, gpus: int) -> str:
     return "this number divides the model and its batch better"
 
 
-def _job(shape: Shape, machine: Machine, step: StepRequest, around: Surroundings, confidence: float | None = None) -> Job:
+def _job(shape: Shape, machine: Machine, step: StepRequest, around: SiteOptions, confidence: float | None = None) -> Job:
     """The job of a shape. With a confidence, numbers of GPUs are compared by that quantile of the time, otherwise by its middle."""
     parameters = shape.spec.parameters().total
     batch = step.global_batch or max(1, round(batch_tokens(shape.flops) / step.seq_len))
@@ -132,7 +132,7 @@ def _check(gpus: int, machine: Machine, step: StepRequest) -> None:
         raise TenfoldError("--buildings needs --between-gb-per-s, the bandwidth per GPU to another building, above zero.")
 
 
-def gpus_for_days(shape: Shape, fixed: GpuRequest, machine: Machine, step: StepRequest, around: Surroundings) -> int:
+def gpus_for_days(shape: Shape, fixed: GpuRequest, machine: Machine, step: StepRequest, around: SiteOptions) -> int:
     """The fewest GPUs that train the shape within `fixed.days` of wall-clock time with probability `fixed.confidence`.
 
     Raises TenfoldError where no number of GPUs does.
@@ -164,7 +164,7 @@ def solve(
     machine: Machine,
     step: StepRequest = StepRequest(),
     home: Path | None = None,
-    around: Surroundings = Surroundings(),
+    around: SiteOptions = SiteOptions(),
 ) -> Plan:
     """The plan for a request: compute from a parent, FLOPs or a budget; GPUs as given, or as many as the days need.
 
@@ -188,7 +188,7 @@ def solve(
     return _with_advice(plan, shape, fixed, step, around) if fixed.gpus and fixed.days else plan
 
 
-def _with_advice(plan: Plan, shape: Shape, fixed: GpuRequest, step: StepRequest, around: Surroundings) -> Plan:
+def _with_advice(plan: Plan, shape: Shape, fixed: GpuRequest, step: StepRequest, around: SiteOptions) -> Plan:
     """The plan, with a note where its GPUs keep the days with less than the confidence, and on the number that keeps them."""
     assert fixed.days
     chance = consequences(plan.workload, around).wall_days.chance_within(fixed.days)
@@ -204,7 +204,7 @@ def _with_advice(plan: Plan, shape: Shape, fixed: GpuRequest, step: StepRequest,
 
 
 def _within_budget(
-    asked: Request, fixed: GpuRequest, machine: Machine, step: StepRequest, home: Path | None, around: Surroundings
+    asked: Request, fixed: GpuRequest, machine: Machine, step: StepRequest, home: Path | None, around: SiteOptions
 ) -> Plan:
     """The plan with the most compute whose rent stays within the budget with probability `fixed.confidence`."""
     budget = fixed.budget_usd or 0.0
@@ -259,5 +259,5 @@ def _most_compute(spending: Callable[[float], tuple[Plan, float]], flops: float)
     return None
 
 
-def _rent(machine: Machine, around: Surroundings) -> Range:
+def _rent(machine: Machine, around: SiteOptions) -> Range:
     return price(machine.accelerator).rent_usd_per_h if around.rent_usd_per_h is None else Range.of(around.rent_usd_per_h)

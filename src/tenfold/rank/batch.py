@@ -14,7 +14,7 @@ from tenfold.rank.serving.places import List
 from tenfold.rank.serving.protocol import LONGEST
 from tenfold.rank.serving.recommender import Query, Recommender
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_file
+from tenfold.spec.files import atomic_file
 
 TOGETHER = 1024  # users whose lists are made at once
 SCHEMA = pa.schema([("user", pa.string()), ("place", pa.int32()), ("item", pa.string()), ("score", pa.float32())])
@@ -57,7 +57,7 @@ def recommend_all(recommender: Recommender, source: str, out: Path, k: int) -> i
     users = 0
     ranker = recommender.ranker
     some: list[tuple[str, Query]] = []
-    with whole_file(out) as scratch, pa.parquet.ParquetWriter(scratch, SCHEMA) as writer:
+    with atomic_file(out) as scratch, pa.parquet.ParquetWriter(scratch, SCHEMA) as writer:
         for user, names, times in histories(source, recommender.settings.history_actions):
             history = ranker.history(names, times, times[-1] if times else None)
             some.append((user, Query(history, k, left_out=frozenset(history.items))))

@@ -19,7 +19,7 @@ from tenfold.model.io.stored import save_tensors
 from tenfold.rank.content import Content, ContentTower, SemanticIds
 from tenfold.rank.model import ItemModel
 from tenfold.rank.objectives import Calibration, Objective, calibrate, calibration_error, parse
-from tenfold.spec.files import whole_file, write_json
+from tenfold.spec.files import atomic_file, write_json
 
 WEIGHTS, FACTS = "extras.safetensors", "objectives.json"
 TOGETHER = 64  # users whose held-out events are predicted at once
@@ -92,7 +92,7 @@ def objective_scores(ranker_extras: Extras, model: ItemModel, interactions: Inte
 def write_extras(model: ItemModel, objectives: list[Objective], curves: list[Calibration], directory: Path) -> None:
     """Write content, heads and curves to `directory` and remove them from the model, adding the content's vectors to its table."""
     weights = {name: p for name, p in model.state_dict().items() if name.startswith(("content.", "objectives."))}
-    with whole_file(directory / WEIGHTS) as scratch:
+    with atomic_file(directory / WEIGHTS) as scratch:
         save_tensors({name: p.detach().cpu().contiguous() for name, p in weights.items()}, scratch)
     known = zip(objectives, curves, strict=True)
     write_json(directory / FACTS, [{"objective": objective.name, **curve._asdict()} for objective, curve in known])

@@ -168,7 +168,7 @@ class Source(Struct, frozen=True):
     home: Home = Path("generations")
 
 
-def again(
+def next_ranker(
     name: Annotated[Text, Meta(description="The name of the next ranker.")],
     /,
     *,
@@ -180,15 +180,14 @@ def again(
 ) -> None:
     """Train the next ranker on the events of users, judge it on the newest ones, and put it in service if it is better.
 
-    Example: tenfold rank again monday --events events.db --base interactions.parquet --server http://127.0.0.1:8000
+    Example: tenfold rank next monday --events events.db --base interactions.parquet --server http://127.0.0.1:8000
     """
-    from tenfold.rank.again import NEWEST, Next
-    from tenfold.rank.again import again as go_on
+    from tenfold.rank.next import NEWEST, Next, train_next
     from tenfold.rank.training import train_on
 
     wanted = Next(name, source.events, source.base, source.held_out, source.model)
     train = partial(train_on, home=source.home, options=training, task=task.table | NEWEST, quiet=json)
-    judged = go_on(source.home, wanted, train, server.opened)
+    judged = train_next(source.home, wanted, train, server.opened)
     if json:
         print_json(judged)
         return

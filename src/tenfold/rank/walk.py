@@ -24,11 +24,11 @@ from tenfold.data.interactions.synthetic import SYNTHETIC, made
 from tenfold.learn.release import Server, released_before
 from tenfold.model.path import model_path
 from tenfold.rank import users
-from tenfold.rank.again import FOLDER, NEWEST, Next, again
+from tenfold.rank.next import FOLDER, NEWEST, Next, train_next
 from tenfold.rank.options import RankOptions
 from tenfold.rank.training import train_on
 from tenfold.spec.errors import NotInstalled
-from tenfold.spec.files import file_sha256, make_folder, whole_file, write_json
+from tenfold.spec.files import atomic_file, file_sha256, make_folder, write_json
 from tenfold.spec.forecasts import Forecast, forecast, normal, outcome
 
 RUNGS = (8, 4, 2)  # parts of a run's epochs that it is forecast from
@@ -81,7 +81,7 @@ def walk(home: Path, say: Callable[[str], None], part: Part = Part()) -> dict[st
         del sources[MOVIELENS]
     numbers = {name: _generation(home, name, source, say) for name, source in sources.items()}
     files = [f"rank-{name}/{file}" for name in sources for file in ("run.jsonl", "score.json")]
-    files += [f"{FOLDER}/served-{part.number}.json", f"{FOLDER}/{_again(part)}/gate.json"]
+    files += [f"{FOLDER}/served-{part.number}.json", f"{FOLDER}/{_next(part)}/gate.json"]
     return {**numbers, "served": _served(home, part, say), "files": files}
 
 
@@ -143,7 +143,7 @@ def doubled(rates: list[float], users: int) -> tuple[float, ...]:
     return normal(rates[2] + gain, math.hypot(sampling, gain))
 
 
-def _again(part: Part) -> str:
+def _next(part: Part) -> str:
     return f"ranker-{part.number}"
 
 
@@ -151,7 +151,7 @@ def _served(home: Path, part: Part, say: Callable[[str], None]) -> dict[str, Any
     """Serve the ranker in service, let users ask and act, and train the next one on that while it serves; once in a circle."""
     found = _once(make_folder(home / FOLDER) / f"served-{part.number}.json", lambda: _turn(home, part))
     say(f"rank: the server recommended what {found['hits']} of {ASKED} users took next, in {found['median_ms']:.0f} ms each.")
-    say(f"rank: of {found['events']} events came {_again(part)}. {found['reason']}")
+    say(f"rank: of {found['events']} events came {_next(part)}. {found['reason']}")
     return found
 
 
@@ -161,14 +161,14 @@ def _turn(home: Path, part: Part) -> dict[str, Any]:
     from tenfold.serve.start import serving
 
     name, (interactions, options) = next(iter(part.sources.items()))
-    old, store = released_before(home / FOLDER, _again(part)) or home / f"rank-{name}", str(home / FOLDER / "events.db")
+    old, store = released_before(home / FOLDER, _next(part)) or home / f"rank-{name}", str(home / FOLDER / "events.db")
     Events(store, SALT)
     with serving({"rank": EngineOptions(model_path(old))}, events=store) as server:
         shown = users.ask(server, open_interactions(interactions, home, HELD), ASKED, part.number)
         came = 0 if part.interactions else users.crowd(server, part.number, part.seed + part.number)
         train = partial(train_on, home=home, options=options, task=NEWEST, quiet=True)
-        wanted = Next(_again(part), store, _base(home, interactions), model=old)
-        judged = again(home, wanted, train, Server(server))
+        wanted = Next(_next(part), store, _base(home, interactions), model=old)
+        judged = train_next(home, wanted, train, Server(server))
     return {**shown, "events": came + shown["users"], "passed": judged["passed"], "reason": judged["reason"]}
 
 
@@ -178,7 +178,7 @@ def _base(home: Path, interactions: str) -> str:
         return interactions
     file = home / FOLDER / "base.parquet"
     if not file.exists():
-        with whole_file(file) as scratch:
+        with atomic_file(file) as scratch:
             pyarrow.parquet.write_table(drawn.table().select(["user", "item", "time"]), scratch)
     return str(file)
 

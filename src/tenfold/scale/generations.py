@@ -10,7 +10,7 @@ from tenfold.scale.options import ClimbSettings
 from tenfold.scale.points import NAMES, Point
 from tenfold.scale.rungs import Source
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_file
+from tenfold.spec.files import atomic_file
 
 ASKED = "climb.json"
 
@@ -84,7 +84,7 @@ def begin(home: Path, settings: ClimbSettings, corpus: Source, parent: str | Non
 
 
 def write_points(points: list[Point], generation: Path) -> None:
-    with whole_file(generation / "points.csv") as scratch, scratch.open("w", newline="") as stream:
+    with atomic_file(generation / "points.csv") as scratch, scratch.open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(NAMES)
         writer.writerows([getattr(p, name) for name in NAMES] for p in points)

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogFormatterSciNotation
 from tenfold.scale.isoflop import minimum, rungs
 from tenfold.scale.law import Law
 from tenfold.scale.points import Point
-from tenfold.spec.files import whole_file
+from tenfold.spec.files import atomic_file
 
 INK, ACCENT, MEASURED = "#334155", "#2563eb", "#dc2626"
 
@@ -96,6 +96,6 @@ def draw_run(events: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with whole_file(path) as scratch:
+    with atomic_file(path) as scratch:
         figure.savefig(scratch, dpi=140)
     plt.close(figure)

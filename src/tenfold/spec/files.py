@@ -83,7 +83,7 @@ def make_private(path: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a scratch file beside `path`, with the same suffix, which replaces `path` when the block ends without an error.
 
     If the process is killed, `path` is the old file or the new one; the next writer of `path` reuses the scratch file. Several
@@ -114,7 +114,7 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically. Raises TenfoldError if it cannot be written."""
-    with whole_file(path) as scratch:
+    with atomic_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8", errors="replace")
 
 
@@ -158,7 +158,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def whole_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a scratch folder that becomes `out` when the block ends without an error, and is deleted otherwise.
 
     A scratch folder that a killed process left is deleted first. Raises TenfoldError if `out` is not empty and `replace` is not

@@ -146,7 +146,7 @@ def latest(directory: Path) -> Path | None:
     return next(reversed(_steps(directory)), None)
 
 
-def go_back(directory: Path, step: int, uploaded_to: str | None = None) -> int | None:
+def delete_after(directory: Path, step: int, uploaded_to: str | None = None) -> int | None:
     """Delete the checkpoints after `step`, also from the store that they were `uploaded_to`.
 
     Returns the step of the newest checkpoint left. If none would be left, none is deleted and None is returned.

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from tenfold.spec.errors import NotInstalled
-from tenfold.spec.files import append_line, read_lines, whole_file, write_text
+from tenfold.spec.files import append_line, atomic_file, read_lines, write_text
 from tenfold.spec.strict_json import strict_json
 from tenfold.spec.versions import require_version
 from tenfold.train.config import VERSION
@@ -32,7 +32,7 @@ class MetricsWriter:
         self._path = directory / "run.jsonl"
         kept = [] if resume_step is None else read_metrics(self._path)
         kept = [row for row in kept if (row.get("step") or 0) <= (resume_step or 0) and row.get("event") != "end"]
-        with whole_file(self._path) as scratch:
+        with atomic_file(self._path) as scratch:
             scratch.write_text("".join(strict_json(row) + "\n" for row in kept))
         self._board = _tensorboard(directory, resume_step) if tensorboard else None
         self._wandb = _wandb(wandb_project, directory) if wandb_project else None

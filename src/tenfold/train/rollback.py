@@ -27,7 +27,7 @@ def roll_back(directory: Path, uploaded_to: str | None, spike: LossSpike) -> Non
         raise TenfoldError(
             f"The loss spiked again at step {spike.step}, after {MOST_ROLLBACKS} rollbacks: lower learning_rate in [optimizer]."
         )
-    step = checkpoint.go_back(directory / "checkpoint", spike.before, uploaded_to)
+    step = checkpoint.delete_after(directory / "checkpoint", spike.before, uploaded_to)
     if step is None:
         raise TenfoldError(
             f"The loss spiked before step {spike.step}, and there is no checkpoint of step {spike.before} or earlier to go back "

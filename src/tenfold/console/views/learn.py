@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 GATE, MARKS = "gate.json", ("gate.json", "lineage.json")  # a folder with one of these is a tuned generation
 AGAIN = "judge the generation again by `tenfold learn gate`"
 DIFFERENCES = ("better", "above_popularity")  # beginnings of names of checks whose unit is that of the verdict
-RANKERS = "ranking"  # folder of the home in which `tenfold rank again` makes rankers, with a release of its own
+RANKERS = "ranking"  # folder of the home in which `tenfold rank next` makes rankers, with a release of its own
 LOW, MIDDLE, HIGH = (LEVELS.index(level) for level in (0.1, 0.5, 0.9))
 
 

@@ -12,7 +12,7 @@ from tenfold.console.document import read_json, stamp
 from tenfold.plan.assumptions import assumptions
 from tenfold.plan.commands import MachineOptions
 from tenfold.plan.costs.consequences import consequences
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.document import document
 from tenfold.plan.facts import facts
 from tenfold.plan.plan import gpus_for_days, make_plan
@@ -85,7 +85,7 @@ def _made(home: Path, file: str, _: tuple[int, int], asked: Asked) -> dict[str, 
     plan = read_json(home / file)
     request, notes = _without_profiles(home, plan["request"], asked.region)
     step = _options(StepRequest, request)
-    around = _options(Surroundings, request | _said(region=asked.region, rent_usd_per_h=asked.rent_usd_per_h))
+    around = _options(SiteOptions, request | _said(region=asked.region, rent_usd_per_h=asked.rent_usd_per_h))
     hardware = _options(MachineOptions, request | _said(accelerator=asked.accelerator))
     part, calibrated = hardware.machine(home)
     shape = _shape(plan["model"])
@@ -105,7 +105,7 @@ def _made(home: Path, file: str, _: tuple[int, int], asked: Asked) -> dict[str, 
     )
 
 
-def _gpus(shape: Shape, fixed: GpuRequest, part: Machine, step: StepRequest, around: Surroundings) -> int | None:
+def _gpus(shape: Shape, fixed: GpuRequest, part: Machine, step: StepRequest, around: SiteOptions) -> int | None:
     return fixed.gpus or (gpus_for_days(shape, fixed, part, step, around) if fixed.days else None)
 
 

@@ -34,7 +34,7 @@ from tenfold.data.text.corpus import Corpus
 from tenfold.data.text.encode import TextEncoder
 from tenfold.model.io.tokenizer import save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder, write_json
+from tenfold.spec.files import atomic_folder, write_json
 from tenfold.spec.terminal import console
 from tenfold.spec.versions import require_version
 from tenfold.spec.vision import IMAGE_TOKENS, VisionSpec
@@ -122,7 +122,7 @@ def build_images(source: Path, out: Path, corpus: Corpus, vision: VisionSpec, ma
         return _existing(out, recipe)
     tokenizer = with_image_tokens(corpus.tokenizer)
     vocabulary = _with_image_tokens(corpus.vocabulary, tokenizer)
-    with whole_folder(out) as scratch:
+    with atomic_folder(out) as scratch:
         save_tokenizer(tokenizer, vocabulary, scratch)
         dropped: list[str] = []
         documents = _write(_cut(source, vision, max_tiles, dropped), scratch, tokenizer, vocabulary)

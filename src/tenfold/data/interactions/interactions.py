@@ -20,7 +20,7 @@ from tenfold.data.interactions.splits import Split, ends
 from tenfold.data.interactions.synthetic import made
 from tenfold.model.io.tokenizer import read_tokenizer, save_tokenizer
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import file_sha256, whole_folder
+from tenfold.spec.files import atomic_folder, file_sha256
 from tenfold.spec.vocabulary import Vocabulary
 
 START = "<start>"  # the name of token 0, which begins a history
@@ -77,7 +77,7 @@ def _write(directory: Path, source: str, table: pa.Table, split: Split) -> None:
             f"The split {split.kind} of {source} leaves no events to train on or to test with: it needs a user with three "
             "interactions, and events before and after its moments."
         )
-    with whole_folder(directory) as scratch:
+    with atomic_folder(directory) as scratch:
         others = table.drop_columns(["user", "item", "time"]).take(pa.array(order))
         columns = {"user": pa.DictionaryArray.from_arrays(user, users.dictionary), "token": token[item], "time": time}
         pa.parquet.write_table(pa.table(columns | {n: others[n] for n in others.column_names}), scratch / FILE)

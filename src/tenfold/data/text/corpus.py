@@ -32,7 +32,7 @@ from tenfold.data.text.spool import Spool
 from tenfold.data.text.tokenizer import SMALLEST_VOCABULARY, train_tokenizer, trained_vocabulary
 from tenfold.model.io.tokenizer import copy_tokenizer, read_tokenizer, read_vocabulary, save_tokenizer, tokenizer_hash
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import file_sha256, whole_folder, write_json
+from tenfold.spec.files import atomic_folder, file_sha256, write_json
 from tenfold.spec.units import si
 from tenfold.spec.versions import require_version
 from tenfold.spec.vocabulary import Vocabulary
@@ -131,7 +131,7 @@ def build(
     if (out / "manifest.json").exists():
         return _existing(out, text_recipe(source, options, known_in(out.parent, out.name), quiet)[0] | {"tokenizer": tokenizer})
     began = time.perf_counter()
-    with whole_folder(out) as scratch:
+    with atomic_folder(out) as scratch:
         recipe, listing = text_recipe(source, options, {}, quiet)
         if tokenizer_from is not None:
             _copy_tokenizer(tokenizer_from, scratch)
@@ -161,7 +161,7 @@ def retokenize(corpus: Corpus, out: Path, tokenizer_from: Path, *, quiet: bool =
     if (out / "manifest.json").exists():
         return _existing(out, recipe)
     began = time.perf_counter()
-    with whole_folder(out) as scratch:
+    with atomic_folder(out) as scratch:
         sizes = corpus.manifest["splits"]
         texts = {split: map(str.encode, map(partial(corpus.text, split), range(sizes[split]["documents"]))) for split in SPLITS}
         _copy_tokenizer(tokenizer_from, scratch)

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tenfold.data.text.corpus import Corpus, open_corpus, read_manifest
 from tenfold.data.text.shards import Shards
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import make_folder, whole_file, writable
+from tenfold.spec.files import atomic_file, make_folder, writable
 
 CACHE_BYTES = 16 * 2**30  # for the mirrors of a corpus
 BLOCK_BYTES = 2**20  # of a mirror, fetched at a time
@@ -307,7 +307,7 @@ def _sized(path: Path, length: int, *, reserved: bool = False) -> Path:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    with whole_file(path) as scratch:
+    with atomic_file(path) as scratch:
         scratch.write_bytes(data)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.cluster.launched import LaunchedWorld
-from tenfold.fleet.cluster.look import look
 from tenfold.fleet.cluster.places import DOWN, TRAIN, owners
+from tenfold.fleet.cluster.reconcile import reconcile
 from tenfold.fleet.fleet_file import FleetFile, ServiceTable, read_fleet
 from tenfold.fleet.forecast import AHEAD, DAY, DemandModel, fit_demand
 from tenfold.fleet.ledger import Ledger
@@ -59,7 +59,7 @@ def control(path: Path, on: str, home: Path, policy: Policy, say: Callable[[floa
                     world.arrive(now, name)
                 periodic = now >= due
                 due = now + file.simulation.tick_s if periodic else due
-                for size in look(now, world, recorded, periodic):
+                for size in reconcile(now, world, recorded, periodic):
                     say(now, size)
                 time.sleep(LOOK_S)
         finally:

@@ -119,7 +119,9 @@ def _kubernetes_node(item: dict[str, Any]) -> Node:
     amount, unit = re.fullmatch(r"(\d+)(\w*)", has["memory"]).groups()  # type: ignore[union-attr]
     cores = int(has["cpu"][:-1]) // 1000 if has["cpu"].endswith("m") else int(has["cpu"])
     count = sum(int(has.get(name, 0)) for name in GPUS)
-    return Node(site, kind, count, cores, round(int(amount) * BINARY[unit] / 2**30))
+    conditions = {row["type"]: row["status"] for row in item["status"].get("conditions", ())}
+    usable = conditions.get("Ready", "True") == "True" and not item.get("spec", {}).get("unschedulable", False)
+    return Node(site, kind, count, cores, round(int(amount) * BINARY[unit] / 2**30), usable)
 
 
 def tables(nodes: list[Node], accelerator: str | None = None) -> dict[str, Any]:

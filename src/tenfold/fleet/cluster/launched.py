@@ -18,7 +18,7 @@ from tenfold.fleet.cluster.places import DOWN, TRAIN, Places
 from tenfold.fleet.cluster.sizes import Given, Sizes, of_job
 from tenfold.fleet.cluster.started import Started, bring, is_alive, told_of
 from tenfold.fleet.ledger import Ledger, Turn
-from tenfold.fleet.operate.heed import caps_of, heed
+from tenfold.fleet.operate.on_pools import apply_to_pools, caps_of
 from tenfold.fleet.operate.wishes import Wishes
 from tenfold.fleet.pools import Job, Pool, Service, Size
 from tenfold.fleet.setup import Setup
@@ -115,7 +115,7 @@ class LaunchedWorld:
             show_power(pool, self._setup, facts.nodes - pool.nodes, _of_year(at), caps.get(facts.site, math.inf))
             for service in pool.services:
                 self._demand(service, at)
-        self._wishes.answer(heed(now, wishes, self.pools, self._setup, self._ledger.owners), wall)
+        self._wishes.answer(apply_to_pools(now, wishes, self.pools, self._setup, self._ledger.owners), wall)
 
     def _go_on(self) -> None:
         given, ended = self._sizes.last(), self._ledger.finished()

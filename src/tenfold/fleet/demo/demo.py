@@ -25,7 +25,7 @@ from tenfold.fleet.slots.live import Say, live, play, settle
 from tenfold.learn.walk import smollm2, unpacked
 from tenfold.model.path import model_path
 from tenfold.spec.errors import NotInstalled, TenfoldError
-from tenfold.spec.files import make_folder, one_at_a_time, whole_folder, write_json
+from tenfold.spec.files import atomic_folder, make_folder, one_at_a_time, write_json
 from tenfold.spec.plugins import load
 from tenfold.train.metrics import read_metrics
 
@@ -74,7 +74,7 @@ def _day(folder: Path, policy: str, model: Path, known: Known, say: Say) -> Day:
     """Play the day under a policy, unless that is done. A day that was interrupted begins again."""
     out = folder / policy
     if not out.exists():
-        with whole_folder(out) as scratch:
+        with atomic_folder(out) as scratch:
             _play(scratch, folder, policy, model, known, say)
     return live_day(out, json.loads((out / "day.json").read_text())["began"], known.day_s)
 

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from tenfold.fleet.demo.day import SWITCHING, Day, Known
 from tenfold.plan.plots import ACCENT, COLOURS, INK, MARK, QUIET, as_svg
-from tenfold.spec.files import whole_file, write_text
+from tenfold.spec.files import atomic_file, write_text
 
 COLOUR = {"train": COLOURS[0], "chat": COLOURS[1], SWITCHING: "#cbd5e1"}
 WORDS = {"train": "trains", "chat": "answers chat", SWITCHING: "switches"}
@@ -32,7 +32,7 @@ def write_page(
 ) -> None:
     """Write `demo.png` and `demo.html`. `losses` has (second of the day, loss) by day and step."""
     figure = draw(known, days, simulated, losses, found["bound_s"])
-    with whole_file(folder / "demo.png") as scratch:
+    with atomic_file(folder / "demo.png") as scratch:
         figure.savefig(scratch, dpi=110)
     template = resources.files("tenfold.fleet.demo").joinpath("demo.html.jinja").read_text()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)

@@ -17,7 +17,7 @@ from tenfold.fleet.slots.live import Live, Say, live, settle, small_run
 from tenfold.fleet.slots.slots import Lend, Limits, Return
 from tenfold.learn.users import asked_by
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder, write_json
+from tenfold.spec.files import atomic_folder, write_json
 from tenfold.train.metrics import read_metrics
 
 if TYPE_CHECKING:  # PyTorch
@@ -40,7 +40,7 @@ def measured(folder: Path, model: Path, minutes: float, days: int, say: Say) -> 
     file = folder / "known.json"
     if not file.exists():
         say("Measuring: both roles start, and an answer, a training step, a switch and its return are timed.")
-        with whole_folder(folder / "rehearsal", replace=True) as scratch:
+        with atomic_folder(folder / "rehearsal", replace=True) as scratch:
             found = _rehearse(scratch, model)
         day_s = day_seconds(minutes, days, found["train_leave_s"] + found["chat_start_s"])
         demand = {"hour_s": day_s / 24, "days": _demand(1 / found["answers_s"][0])}

@@ -13,6 +13,7 @@ from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.pools import Policy
 from tenfold.fleet.seen import Recorded
 from tenfold.fleet.slots.local import LocalWorld
+from tenfold.fleet.slots.slots import Lend
 from tenfold.fleet.slots.tick import tick
 from tenfold.launch.job import open_launcher
 from tenfold.train.config import RunConfig
@@ -59,7 +60,8 @@ def play(world: LocalWorld, policy: Policy, going: Callable[[], bool], say: Say)
     recorded = Recorded(policy, world.folder)
     while going():
         for move in tick(world.clock(), world, recorded):
-            say(f"  {type(move).__name__} {move.slot}: {move.why}.")
+            to = f" to {move.role}" if isinstance(move, Lend) else ""
+            say(f"  {type(move).__name__} {move.slot}{to}: {move.why}.")
         time.sleep(world.limits.tick_s)
 
 

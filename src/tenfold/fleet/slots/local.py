@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tenfold.fleet.clock import Clock
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Lease, Ledger
-from tenfold.fleet.operate.obey import Word
+from tenfold.fleet.operate.on_slots import Word
 from tenfold.fleet.operate.wishes import Wishes
 from tenfold.fleet.slots.sleepers import Sleepers, Worker
 from tenfold.fleet.slots.slots import DRAINED, Demand, Demands, Fleet, Limits, Move, Slot, Wish, holder_after

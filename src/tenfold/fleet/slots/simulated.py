@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from tenfold.fleet.ledger import Ledger
-from tenfold.fleet.operate.obey import Word
+from tenfold.fleet.operate.on_slots import Word
 from tenfold.fleet.operate.wishes import Wishes
 from tenfold.fleet.pools import Policy
 from tenfold.fleet.slots.slots import DRAINED, Demands, Fleet, Limits, Move, Slot, holder_after

@@ -8,7 +8,7 @@ move for these are chosen here. The same policy decides for a simulated and a li
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from tenfold.fleet.operate.obey import Word, obey, stay_drained
+from tenfold.fleet.operate.on_slots import Word, apply_to_slots, stay_drained
 from tenfold.fleet.pools import Policy, Size
 from tenfold.fleet.slots.slots import DRAINED, Fleet, Lend, Move, Return, Slot
 
@@ -34,7 +34,7 @@ def tick(now: float, world: World, policy: Policy) -> list[Move]:
     fleet = world.observe(now)
     leaving_s, slots = fleet.limits.leaving_s, {slot.name: slot for slot in fleet.slots}
     room = {slot.site: fleet.room(slot.site) for slot in fleet.slots}
-    wished = obey(now, fleet)
+    wished = apply_to_slots(now, fleet)
     due = [_end(fleet, slot) for slot in fleet.slots if slot.until is not None and slot.until <= now + leaving_s]
     rested = [
         slot

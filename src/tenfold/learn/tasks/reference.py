@@ -22,7 +22,7 @@ from tenfold.learn.tasks.start import freeze
 from tenfold.model.attention import fastest_attention
 from tenfold.model.io.huggingface import read_model, weights_hash
 from tenfold.model.io.peft import read_adapter
-from tenfold.spec.files import whole_file
+from tenfold.spec.files import atomic_file
 from tenfold.train.config import RunConfig
 from tenfold.train.precision import autocast
 from tenfold.train.resolve import Resolved, resolve
@@ -51,7 +51,7 @@ class ReferenceModel:
         file = data.with_suffix(f".reference-{self._key(packed)}.parquet")
         if not file.exists():
             first, second = self._compute(packed, log_probs).T
-            with whole_file(file) as scratch:
+            with atomic_file(file) as scratch:
                 parquet.write_table(pyarrow.table({"first": first, "second": second}), scratch)
         table = parquet.read_table(file)
         return np.stack([table[name].to_numpy() for name in ("first", "second")], 1)

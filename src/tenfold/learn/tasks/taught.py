@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tenfold.data.text.batches import Batch as TokenRows
 from tenfold.model.llama import Llama
-from tenfold.spec.files import make_folder, whole_file
+from tenfold.spec.files import atomic_file, make_folder
 from tenfold.train.task import Batch
 from tenfold.train.tasks.pretrain import HostRows, to_device
 
@@ -73,7 +73,7 @@ class TeacherStore:
         except (OSError, SafetensorError):
             stored = self._ask(batch, teachers())._asdict()
             make_folder(self.folder)
-            with whole_file(file) as scratch:
+            with atomic_file(file) as scratch:
                 save_file({name: np.ascontiguousarray(values) for name, values in stored.items()}, scratch)
         return TaughtRows(batch, Top(stored["tokens"], stored["log_probs"].astype(np.float32), stored["rest"]))
 

@@ -19,7 +19,7 @@ from tenfold.model.io.meta import meta_name, write_meta
 from tenfold.model.io.runtimes import open_in_llamacpp, open_in_transformers
 from tenfold.model.io.tokenizer import has_tokenizer, read_tokenizer
 from tenfold.spec.errors import TenfoldError, nearest
-from tenfold.spec.files import whole_file, whole_folder
+from tenfold.spec.files import atomic_file, atomic_folder
 
 LAYOUTS = {
     "gguf": (*GGUF_KINDS,), "hf": ("f32", "bf16", "f16"), "meta": ("bf16", "f16", "f32"), "executorch": executorch.KINDS,
@@ -63,21 +63,21 @@ def _asked(to: str) -> tuple[str, str]:
 def _to_gguf(source: Path, out: Path, kind: str) -> list[str]:
     if out.suffix != ".gguf":
         raise TenfoldError(f"{out} is not a name for a GGUF file: give --out a name that ends in .gguf.")
-    with whole_file(out) as scratch:
+    with atomic_file(out) as scratch:
         notes = write_gguf(source, scratch, kind)
         found, said = _beside(source, scratch)
         return [*notes, found, open_in_llamacpp(scratch, said, plain=kind in PLAIN_KINDS)]
 
 
 def _to_hf(source: Path, out: Path, kind: str) -> list[str]:
-    with whole_folder(out) as scratch:
+    with atomic_folder(out) as scratch:
         write_model(read_model(source), scratch, source, _DTYPES[kind])
         found, said = _beside(source, scratch)
         return [found, open_in_transformers(scratch, said), *(converter_note(scratch) if has_tokenizer(scratch) else [])]
 
 
 def _to_meta(source: Path, out: Path, kind: str) -> list[str]:
-    with whole_folder(out) as scratch:
+    with atomic_folder(out) as scratch:
         write_meta(source, scratch, _DTYPES[kind])
         stored: dict[str, Any] = torch.load(scratch / "consolidated.00.pth", weights_only=True, mmap=True)
         for part in read_slots(source):
@@ -88,7 +88,7 @@ def _to_meta(source: Path, out: Path, kind: str) -> list[str]:
 
 
 def _to_executorch(source: Path, out: Path, kind: str) -> list[str]:
-    with whole_folder(out) as scratch:
+    with atomic_folder(out) as scratch:
         return executorch.write_executorch(source, scratch, kind)
 
 

@@ -25,7 +25,7 @@ from tenfold.model.io.stored import Stored, open_directory, save_tensors
 from tenfold.model.io.tokenizer import copy_tokenizer, has_tokenizer
 from tenfold.model.llama import Llama, rope_frequencies
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_folder, write_json
+from tenfold.spec.files import atomic_folder, write_json
 from tenfold.spec.model import ModelSpec
 
 SHARD_BYTES = 4 * 2**30
@@ -78,7 +78,7 @@ def slots_of(model: Llama) -> dict[str, Slot | Stack]:
 def _write(
     spec: ModelSpec, tensors: Iterator[tuple[str, Tensor]], directory: Path, tokenizer_directory: Path | None, dtype: torch.dtype
 ) -> None:
-    with whole_folder(directory, replace=True) as scratch:
+    with atomic_folder(directory, replace=True) as scratch:
         known = tokenizer_directory is not None and has_tokenizer(tokenizer_directory)
         vocabulary = copy_tokenizer(tokenizer_directory, scratch) if tokenizer_directory and known else None
         write_json(scratch / "config.json", config_with_vocabulary(config_from_spec(spec, dtype), vocabulary))

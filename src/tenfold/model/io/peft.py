@@ -19,7 +19,7 @@ from tenfold.model.io.stored import save_tensors
 from tenfold.model.llama import FeedForward, Llama
 from tenfold.model.lora import LoRALinear, attach
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import make_folder, whole_file, write_json
+from tenfold.spec.files import atomic_file, make_folder, write_json
 
 PREFIX = "base_model.model.model.layers"
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -38,7 +38,7 @@ def write_adapter(model: Llama, directory: Path, base: str) -> None:
             tensors[f"{name}.{part}.lora_A.weight"] = a.clone()
             tensors[f"{name}.{part}.lora_B.weight"] = own.contiguous()
     make_folder(directory)
-    with whole_file(directory / "adapter_model.safetensors") as scratch:
+    with atomic_file(directory / "adapter_model.safetensors") as scratch:
         save_tensors(tensors, scratch)
     targets = sorted({name.split(".")[-3] for name in tensors})
     config = {

@@ -7,7 +7,7 @@ from tenfold.plan.costs import cost as money
 from tenfold.plan.costs.environment import Footprint, run_footprint
 from tenfold.plan.costs.failures import Failures, effective_time, monte_carlo
 from tenfold.plan.costs.power import Held, RunPower, run_power
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Z90, Range
 from tenfold.plan.sites.site import Site, site
@@ -64,14 +64,14 @@ def step_error() -> Range:
     return _log_normal(facts("beside")["step_error"], "step time")
 
 
-def beside_steps(around: Surroundings) -> Range:
+def beside_steps(around: SiteOptions) -> Range:
     """The factor from the time of steps and failures to all that a run takes: evaluation, slow starts, repeated stages."""
     if around.beside_steps is not None:
         return Range.of(around.beside_steps)
     return _log_normal(facts("beside")["beside_steps"], "beside the steps")
 
 
-def stretch(gpus: int, parameters: float, around: Surroundings) -> Range:
+def stretch(gpus: int, parameters: float, around: SiteOptions) -> Range:
     """Wall-clock time of a run on `gpus` over that of its planned steps: step error, failures, and all beside the steps."""
     share = effective_time(gpus, DAY_S, checkpoint_bytes(parameters), around).effective_share
     return step_error() * beside_steps(around) / share
@@ -82,12 +82,12 @@ def _log_normal(row: dict[str, float], name: str) -> Range:
     return Range(row["median"] / reach, row["median"], row["median"] * reach, name)
 
 
-def consequences(workload: Workload, around: Surroundings | None = None) -> Consequences:
+def consequences(workload: Workload, around: SiteOptions | None = None) -> Consequences:
     """Compute failures, power, cost and footprint of a workload.
 
     Raises TenfoldError for an unknown region, an accelerator without a published board power, and more failures than a run bears.
     """
-    around = around or Surroundings()
+    around = around or SiteOptions()
     place = site(around.region, around.pue, around.wue_l_per_kwh)
     failures = effective_time(workload.gpus, workload.days * DAY_S, checkpoint_bytes(workload.spec.parameters().total), around)
     error, beside = step_error(), beside_steps(around)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tenfold.plan.costs.power import Held, RunPower
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range, total
 from tenfold.plan.sites.site import Site
@@ -69,7 +69,7 @@ def _known_or_scaled(table: str, part: Accelerator) -> tuple[Range, str, bool]:
     return mid * Range.of(facts("prices")["unknown"]["spread"], table), "none published, scaled from H100 by peak bf16 rate", True
 
 
-def run_cost(held: Held, power: RunPower, site: Site, around: Surroundings = Surroundings()) -> RunCost:
+def run_cost(held: Held, power: RunPower, site: Site, around: SiteOptions = SiteOptions()) -> RunCost:
     """The cost of holding machines for a run. A rent and hourly prices in `around` replace the market's and the site's."""
     prices, wall_hours = price(held.accelerator), Range.of(held.wall_hours)
     hours = (held.gpus + held.spare_gpus) * wall_hours

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tenfold.plan.costs.power import Held, RunPower
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.costs.water import wue
 from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range
@@ -35,7 +35,7 @@ class Footprint:
     source: str
 
 
-def run_footprint(held: Held, power: RunPower, site: Site, around: Surroundings = Surroundings()) -> Footprint:
+def run_footprint(held: Held, power: RunPower, site: Site, around: SiteOptions = SiteOptions()) -> Footprint:
     """Carbon and water of the energy in `power`, and carbon of making the machines held for it.
 
     Hourly profiles in `around` replace the site's yearly figures. Raises TenfoldError for a clean share outside of 0 to 1 and for

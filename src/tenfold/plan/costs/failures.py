@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.stats import poisson
 
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.facts import facts
 from tenfold.plan.ranges import Range, apply
 from tenfold.spec.errors import TenfoldError
@@ -136,7 +136,7 @@ def spare_nodes(repairs_per_day: float, repair_h: float, suffice: float = SPARES
     return int(poisson.ppf(suffice, repairs_per_day * repair_h / 24))
 
 
-def effective_time(n_gpus: int, work_s: float, state_bytes: float, around: Surroundings = Surroundings()) -> Failures:
+def effective_time(n_gpus: int, work_s: float, state_bytes: float, around: SiteOptions = SiteOptions()) -> Failures:
     """The effect of failures on `work_s` seconds of training on `n_gpus`, with a checkpoint of `state_bytes`.
 
     Options of `around` on storage, checkpoints, failures and recovery replace the planner's own figures. The wall-clock time is
@@ -186,7 +186,7 @@ def effective_time(n_gpus: int, work_s: float, state_bytes: float, around: Surro
     )
 
 
-def _rates(around: Surroundings) -> tuple[dict[str, float], Range]:
+def _rates(around: SiteOptions) -> tuple[dict[str, float], Range]:
     """(interruptions per node-day by component, their sum)."""
     rates, per_node_day = component_rates(around.gpus_per_node), rate_per_node_day(around.gpus_per_node)
     if around.per_1000_node_days is None:
@@ -195,7 +195,7 @@ def _rates(around: Surroundings) -> tuple[dict[str, float], Range]:
     return {name: rate * known / per_node_day.mid for name, rate in rates.items()}, Range.of(known)
 
 
-def _recovery(state_bytes: float, n_nodes: int, around: Surroundings) -> tuple[Range, Range]:
+def _recovery(state_bytes: float, n_nodes: int, around: SiteOptions) -> tuple[Range, Range]:
     """(seconds until a failure is detected, seconds until the job computes again, with the restart and reading the checkpoint)."""
     table = facts("reliability")
     detection, restart = (Range.of(table["recovery"][key], key) for key in ("detection_s", "restart_s"))

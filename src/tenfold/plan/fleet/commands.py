@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from tenfold.plan.commands import MachineOptions, Output
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.fleet.shares import FleetRequest
 from tenfold.plan.request import Request, StepRequest
 from tenfold.spec.commands import print_json
@@ -17,7 +17,7 @@ def fleet(
     shares: FleetRequest = FleetRequest(),
     hardware: MachineOptions = MachineOptions(),
     step: StepRequest = StepRequest(),
-    around: Surroundings = Surroundings(),
+    around: SiteOptions = SiteOptions(),
     output: Output = Output(),
 ) -> None:
     """Plan a whole fleet whose GPUs are shared by training, chat and ranking: throughput, power, energy and cost.

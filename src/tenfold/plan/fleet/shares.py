@@ -10,7 +10,7 @@ from tenfold.plan.costs.consequences import Consequences, computing_of, conseque
 from tenfold.plan.costs.cost import outlay, run_cost
 from tenfold.plan.costs.environment import run_footprint
 from tenfold.plan.costs.power import Held, run_power
-from tenfold.plan.costs.surroundings import Surroundings
+from tenfold.plan.costs.site_options import SiteOptions
 from tenfold.plan.plan import Plan, gpus_for_days, make_plan
 from tenfold.plan.ranges import Range, total
 from tenfold.plan.request import Confidence, Days, GpuRequest, Gpus, Request, StepRequest
@@ -90,7 +90,7 @@ class FleetPlan:
 
 
 def plan_fleet(
-    asked: Request, fleet: FleetRequest, machine: Machine, step: StepRequest, around: Surroundings, home: Path
+    asked: Request, fleet: FleetRequest, machine: Machine, step: StepRequest, around: SiteOptions, home: Path
 ) -> FleetPlan:
     """The roles of a fleet and their costs; the law and the costs of ranking are those of `home`, where it has some.
 
@@ -117,7 +117,7 @@ def plan_fleet(
     return FleetPlan(roles, costs, idle, _idle_words(idle, roles))
 
 
-def training(shape: Shape, fleet: FleetRequest, gpus: int, machine: Machine, step: StepRequest, around: Surroundings) -> Role:
+def training(shape: Shape, fleet: FleetRequest, gpus: int, machine: Machine, step: StepRequest, around: SiteOptions) -> Role:
     """As many runs of the model at a time as fit on the share, each on the fastest number of GPUs, or the fewest that keep the
     days."""
     if fleet.run_days:
@@ -209,7 +209,7 @@ def ranking(fleet: FleetRequest, gpus: int, machine: Machine, gpus_per_node: int
     return Role("ranking", gpus, fleet.mean_share * min(1.0, lists / by_gpus), does, words)
 
 
-def role_costs(role: Role, days: float, machine: Machine, around: Surroundings) -> RoleCosts:
+def role_costs(role: Role, days: float, machine: Machine, around: SiteOptions) -> RoleCosts:
     """The costs of holding the role's machines for `days`, whether busy or idle."""
     place = site(around.region, around.pue, around.wue_l_per_kwh)
     held = Held(machine.accelerator, role.gpus, 24 * days, 0, around.gpus_per_node)

@@ -11,7 +11,7 @@ from tenfold.plan.report import count, usd
 from tenfold.plan.sites.answer import named
 from tenfold.plan.sites.inputs import read_toml
 from tenfold.plan.sites.screen import binding_lines, built_lines, history_cells, pay_cells, pay_lines, worths
-from tenfold.spec.files import whole_file, write_json, write_text
+from tenfold.spec.files import atomic_file, write_json, write_text
 
 
 def html(document: dict[str, Any]) -> str:
@@ -127,7 +127,7 @@ def write_sheet(document: dict[str, Any], path: Path) -> None:
         sheet.append(list(rows[0]) if rows else ["nothing"])
         for row in rows:
             sheet.append(list(row.values()))
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         book.save(file)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import one_at_a_time, whole_file
+from tenfold.spec.files import atomic_file, one_at_a_time
 from tenfold.spec.versions import require_version
 
 VERSION = 2  # of the file
@@ -145,7 +145,7 @@ def _changing(file: Path) -> Iterator[dict[str, str]]:
     with one_at_a_time(file.with_name(f".{file.name}.lock"), f"changing the keys of {file}"):
         keys = _read(file)
         yield keys
-        with whole_file(file, private=True) as scratch:
+        with atomic_file(file, private=True) as scratch:
             scratch.write_text(json.dumps({"version": VERSION, "keys": keys}, indent=1) + "\n")
 
 

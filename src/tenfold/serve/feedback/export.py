@@ -18,7 +18,7 @@ from sqlalchemy import Table
 from tenfold.serve.feedback.database import Snapshot
 from tenfold.serve.feedback.feedback import DAY, Feedback, corrections, pairs, ratings, responses
 from tenfold.spec.errors import TenfoldError
-from tenfold.spec.files import whole_file
+from tenfold.spec.files import atomic_file
 
 FORMATS = ("dpo", "kto", "sft")
 
@@ -68,7 +68,7 @@ def export(feedback: Feedback, format: str, out: Path, *, test_share: float = 0.
 
 @contextmanager
 def _whole(path: Path) -> Iterator[TextIO]:
-    with whole_file(path) as scratch, scratch.open("w") as stream:
+    with atomic_file(path) as scratch, scratch.open("w") as stream:
         yield stream
 
 

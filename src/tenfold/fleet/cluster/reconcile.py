@@ -28,7 +28,7 @@ class PoolWorld(Protocol):
     def turn(self, now: float) -> None: ...
 
 
-def look(now: float, world: PoolWorld, policy: Policy, periodic: bool) -> list[Size]:
+def reconcile(now: float, world: PoolWorld, policy: Policy, periodic: bool) -> list[Size]:
     """Observe, decide and apply once; returns the decisions."""
     changed, chosen = world.observe(now, periodic), list[Size]()
     for name, pool in world.pools.items():

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tenfold.fleet.fleet_file import FleetFile
-from tenfold.fleet.operate.obey import Word
+from tenfold.fleet.operate.on_slots import Word
 from tenfold.fleet.pools import Pool
 from tenfold.fleet.setup import Setup
 from tenfold.fleet.slots.slots import Wish
@@ -25,7 +25,7 @@ def caps_of(wishes: Sequence[Wish]) -> dict[str, float]:
     return caps
 
 
-def heed(now: float, wishes: Sequence[Wish], pools: Pools, setup: Setup, owners: Mapping[str, str]) -> dict[int, Word]:
+def apply_to_pools(now: float, wishes: Sequence[Wish], pools: Pools, setup: Setup, owners: Mapping[str, str]) -> dict[int, Word]:
     """Apply the wishes to the pools, and return the state of each. Of two loans to a service the larger one counts."""
     for pool in pools.values():
         for service in pool.services:

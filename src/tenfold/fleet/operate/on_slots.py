@@ -10,7 +10,7 @@ ORDER = ("done", "on its way", "cannot")
 
 
 @dataclass
-class Obeyed:
+class Applied:
     """The moves, the state of each wish by its id, and the names of slots that wishes hold, which the policy may not move."""
 
     moves: list[Move] = field(default_factory=list)
@@ -18,13 +18,13 @@ class Obeyed:
     held: set[str] = field(default_factory=set)
 
 
-def obey(now: float, fleet: Fleet) -> Obeyed:
+def apply_to_slots(now: float, fleet: Fleet) -> Applied:
     """The moves that the open wishes ask for.
 
     A drain takes precedence over a loan, the later of two loans of a slot over the earlier one, and the lower of two caps over the
     higher one. A loan is refused where it is too short for two roles to leave.
     """
-    found, wanted = Obeyed(), dict[str, Wish]()
+    found, wanted = Applied(), dict[str, Wish]()
     for wish in sorted(fleet.wishes, key=lambda wish: (wish.kind == "drain", wish.id)):
         wanted |= {slot.name: wish for slot in wish.slots(fleet.slots) if _can(fleet, wish, slot)}
     found.held = set(wanted)
@@ -58,7 +58,7 @@ def _can(fleet: Fleet, wish: Wish, slot: Slot) -> bool:
     return wish.kind == "drain" or (wish.kind == "lend" and wish.role in (slot.owner, *fleet.demands))
 
 
-def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, found: Obeyed) -> Word:
+def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, found: Applied) -> Word:
     """Add the move that brings a slot to the role that a wish asks for, and return the state of the wish."""
     role = DRAINED if wish.kind == "drain" else wish.role or slot.owner
     leaving_s, until = fleet.limits.leaving_s, wish.until
@@ -87,7 +87,7 @@ def _slot(now: float, fleet: Fleet, wish: Wish, first: Wish | None, slot: Slot, 
     return "on its way", f"{slot.name} is switching to {role}"
 
 
-def _cap(fleet: Fleet, wish: Wish, found: Obeyed) -> None:
+def _cap(fleet: Fleet, wish: Wish, found: Applied) -> None:
     """Drain slots that train, the newest first, until the others are below the cap. Services are never stopped for a cap."""
     here = wish.slots(fleet.slots)
     if not here or not all(slot.watts for slot in here):

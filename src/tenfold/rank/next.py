@@ -20,7 +20,7 @@ from tenfold.rank.events.interactions import gather
 from tenfold.rank.events.store import Events
 from tenfold.rank.gate import gate
 from tenfold.spec.errors import TenfoldError, without_secrets
-from tenfold.spec.files import file_sha256, whole_folder
+from tenfold.spec.files import atomic_folder, file_sha256
 from tenfold.spec.versions import read_document
 
 # The gate holds the newest events out itself, so the run before it holds out little.
@@ -40,7 +40,7 @@ class Next:
     model: Path | None = None  # the old ranker; None: the one that was released last
 
 
-def again(home: Path, wanted: Next, train: Train, server: Server | None = None) -> dict[str, Any]:
+def train_next(home: Path, wanted: Next, train: Train, server: Server | None = None) -> dict[str, Any]:
     """Train, judge and release the next ranker in `home`; continues where an earlier call was stopped.
 
     Returns the content of `gate.json` and the path of the ranker `in_service`. Raises TenfoldError where no old ranker is known, or
@@ -75,7 +75,7 @@ def _data(new: Path, old: Path, wanted: Next, rankers: Path) -> None:
     parts = {"train": found.table.slice(0, cut), "held_out": found.table.slice(cut)}
     if not cut:
         raise TenfoldError("All interactions are held out, and none is left to learn from: gather more, or lower --held-out.")
-    with whole_folder(new / "data", replace=True) as scratch:
+    with atomic_folder(new / "data", replace=True) as scratch:
         for part, table in parts.items():
             pyarrow.parquet.write_table(table, scratch / f"{part}.parquet")
     source = without_secrets(wanted.events)

@@ -13,12 +13,12 @@ import pytest
 from bench.rank.made import made_ranker
 from tenfold.cli.commands import run
 from tenfold.learn.release import released
-from tenfold.rank.again import FOLDER, Next, again
 from tenfold.rank.batch import recommend_all
 from tenfold.rank.commands import TaskOptions
 from tenfold.rank.events.interactions import PER_USER_DAY, gather
 from tenfold.rank.events.store import Events
 from tenfold.rank.gate import Asked, by_user, held_out, ndcg, popularity_ndcg
+from tenfold.rank.next import FOLDER, Next, train_next
 from tenfold.rank.options import RankOptions
 from tenfold.rank.ranker import History, Ranker
 from tenfold.rank.serving.recommender import Query, Recommender
@@ -98,7 +98,7 @@ def test_the_next_ranker_learns_what_the_earlier_table_knows_of_items_and_of_the
         base.execute("create table events (user text, item text, time integer, rating integer, item_title text)")
         base.executemany("insert into events values (?, ?, ?, ?, ?)", rows)
     base.close()
-    again(tmp_path, take, partial(train_on, home=tmp_path, options=options, task=task, quiet=True))
+    train_next(tmp_path, take, partial(train_on, home=tmp_path, options=options, task=task, quiet=True))
     ranker = Ranker.load(tmp_path / FOLDER / "informed")
     assert ranker.objectives == ["rating>=4"] and ranker.extras.content is not None
     lineage = (tmp_path / FOLDER / "informed" / "lineage.json").read_text()
@@ -173,7 +173,7 @@ def test_ndcg_is_that_of_the_place_among_what_a_user_has_not_had(shop):
 
 
 def test_the_next_ranker_is_trained_judged_and_put_in_service_and_a_second_call_changes_nothing(shop, tmp_path):
-    judged = again(tmp_path, wanted(shop, "monday"), lambda source, directory: trained(shop, source, directory))
+    judged = train_next(tmp_path, wanted(shop, "monday"), lambda source, directory: trained(shop, source, directory))
     new = tmp_path / FOLDER / "monday"
     assert (
         judged["passed"]
@@ -187,19 +187,19 @@ def test_the_next_ranker_is_trained_judged_and_put_in_service_and_a_second_call_
         "random/model"
     )
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert again(tmp_path, wanted(shop, "monday"), lambda source, directory: directory) == judged
+    assert train_next(tmp_path, wanted(shop, "monday"), lambda source, directory: directory) == judged
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_a_worse_ranker_is_refused_and_the_old_one_stays(shop, tmp_path):
     if not (shop / "trained").exists():
-        again(tmp_path / "first", wanted(shop, "one"), lambda source, directory: trained(shop, source, directory))
+        train_next(tmp_path / "first", wanted(shop, "one"), lambda source, directory: trained(shop, source, directory))
 
     def untrained(source, directory):
         shutil.copytree(shop / "random", directory, dirs_exist_ok=True)
         return directory
 
-    judged = again(tmp_path, wanted(shop, "worse", model=shop / "trained"), untrained)
+    judged = train_next(tmp_path, wanted(shop, "worse", model=shop / "trained"), untrained)
     assert not judged["passed"] and "better" in judged["refused_by"] and judged["in_service"] == str(shop / "trained")
     assert released(tmp_path / FOLDER) is None
 
@@ -207,10 +207,10 @@ def test_a_worse_ranker_is_refused_and_the_old_one_stays(shop, tmp_path):
 def test_a_deleted_person_is_not_learned_from_and_who_still_holds_their_rows_is_said(shop, tmp_path):
     shutil.copy(shop / "events.db", tmp_path / "events.db")
     take = wanted(shop, "before", events=str(tmp_path / "events.db"))
-    again(tmp_path, take, lambda source, directory: trained(shop, source, directory))
+    train_next(tmp_path, take, lambda source, directory: trained(shop, source, directory))
     store = Events.open(str(tmp_path / "events.db"))
     store.delete_user("user-3")
-    again(
+    train_next(
         tmp_path,
         wanted(shop, "after", events=str(tmp_path / "events.db")),
         lambda source, directory: trained(shop, source, directory),
@@ -226,10 +226,10 @@ def test_a_deleted_person_is_not_learned_from_and_who_still_holds_their_rows_is_
 @pytest.mark.parametrize(("changes", "said"), [({"model": None}, "give --model"), ({"events": "nothing.db"}, "no events in")])
 def test_what_is_missing_is_said(shop, tmp_path, changes, said):
     with pytest.raises(TenfoldError, match=said):
-        again(tmp_path, wanted(shop, "x", **changes), lambda source, directory: directory)
+        train_next(tmp_path, wanted(shop, "x", **changes), lambda source, directory: directory)
     Events(f"sqlite:///{tmp_path / 'empty.db'}").close()
     with pytest.raises(TenfoldError, match="no events"):
-        again(tmp_path, wanted(shop, "x", events=str(tmp_path / "empty.db")), lambda source, directory: directory)
+        train_next(tmp_path, wanted(shop, "x", events=str(tmp_path / "empty.db")), lambda source, directory: directory)
 
 
 def test_recommendations_for_everybody_are_those_of_each(shop, tmp_path, capsys):

@@ -19,7 +19,7 @@ Interval = Annotated[float, Meta(ge=1, le=1e9)]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class SiteOptions:
     """Region, building, prices, failures and checkpoints of a run. Paths are hourly profiles (see `plan.workload.profiles`)."""
 
     region: Annotated[Text, Meta(description="US state of the site, such as TX, or US for the mean.")] = "US"
