@@ -149,6 +149,7 @@ def test_a_run_file_says_the_mixture(tmp_path):
             open_text(run_config(**FIELDS, mixture=wrong), tmp_path, quiet=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_with_the_same_rows_and_counters(tmp_path):
     entries = [{"corpus": str(STDLIB / "json"), "weight": 1}, {"corpus": str(STDLIB / "email"), "weight": [[0, 1], [30, 3]]}]
     write_config(run_config(**FIELDS | {"tokens": 64 * 400}, mixture=entries), tmp_path / "run.toml")

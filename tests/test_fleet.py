@@ -78,7 +78,7 @@ def assert_kept(owners, leases):
     assert all(end <= until for end, until in ended)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32), st.integers(1, 2), st.integers(1, 3), DELAYS)
 def test_whatever_a_policy_says_a_slot_has_one_role_and_a_loan_ends_by_its_deadline(seed, chat, train, delays):
     owners = fleet_of(chat, train)
@@ -87,7 +87,7 @@ def test_whatever_a_policy_says_a_slot_has_one_role_and_a_loan_ends_by_its_deadl
     assert any(isinstance(move, Lend) for _, move in moves)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(RATES, RATES, st.integers(1, 3), DELAYS, st.integers(0, 2**32))
 def test_two_services_share_the_slots_of_training_and_keep_their_own(rates, ranking, train, delays, seed):
     owners = fleet_of(1, train) | {"rank-0": "rank"}
@@ -104,7 +104,7 @@ def test_one_slot_goes_to_chat_and_then_to_ranking_as_their_peaks_come():
     assert [lease.role for lease in leases if lease.slot == "train-0"] == ["train", "chat", "train", "rank", "train"]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(RATES, st.integers(1, 3), st.integers(0, 4), DELAYS)
 def test_lend_keeps_the_bounds_and_does_not_flap(rates, chat, train, delays):
     owners = fleet_of(chat, train)
@@ -116,7 +116,7 @@ def test_lend_keeps_the_bounds_and_does_not_flap(rates, chat, train, delays):
             assert after - before >= LIMITS.switch_s or move.why == "its deadline"
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.floats(0, 60), st.integers(1, 3), st.integers(1, 4), DELAYS)
 @example(37.0, 1, 4, [(0.0, 0.0)])
 def test_a_demand_that_stays_leaves_the_roles_as_they_are(rate, chat, train, delays):

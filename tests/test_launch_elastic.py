@@ -121,6 +121,7 @@ def test_a_failure_that_comes_again_at_the_same_step_ends_the_run(text_folder, t
     assert max(losses(tmp_path / "bug")) == 7
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_goes_on(undisturbed, text_folder):
     faults = {f"kill at random {step}": (step, str(step % 2)) for step in (3, 8, 14)}
     killed = run(undisturbed.parent, text_folder, "killed", faults)

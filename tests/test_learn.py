@@ -250,6 +250,7 @@ def talkative(tmp_path_factory):
     return home / "talk" / "model"
 
 
+@pytest.mark.slow
 def test_the_walk_ends_in_a_release_that_a_server_took(talkative, tmp_path):
     said = []
     found = walk(tmp_path / "home", said.append, Part(model=str(talkative)), settings=LEARNED)

@@ -166,6 +166,7 @@ def test_a_climb_stopped_and_killed_gives_the_same_points_side_by_side(home, tmp
     assert points.read_text() == wanted
 
 
+@pytest.mark.slow
 def test_again_climbs_from_the_generation_that_was_trained(home, tmp_path, tenfold):
     copy = tmp_path / "home"
     shutil.copytree(home, copy)

