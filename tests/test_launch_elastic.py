@@ -210,7 +210,7 @@ def test_the_watchdog_ends_a_process_that_stands_still_and_no_other():
     "fields, says",
     [
         ({"parallel": {"tp": 3}}, "= 3 processes, but there are 2: start as many"),
-        ({"parallel": {"tp": 2}, "seq_len": 33}, "cannot divide seq_len 33 by 2"),
+        pytest.param({"parallel": {"tp": 2}, "seq_len": 33}, "cannot divide seq_len 33 by 2", marks=pytest.mark.slow),
         ({"parallel": {"dp_shard": 2}, "batch_size": 1}, "divides 1 rows a step over 2 processes"),
     ],
 )

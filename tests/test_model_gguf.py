@@ -32,6 +32,7 @@ def smollm2():
     return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
+@pytest.mark.slow
 def test_real_weights_and_tokenizer_agree_with_transformers(smollm2):
     ours = read_model(smollm2)
     assert ours.spec.parameters() == published_model("smollm2-135m").parameters()

@@ -80,7 +80,8 @@ def test_muon_holds_a_few_whole_matrices_and_not_those_of_all_layers(monkeypatch
     assert more < 0.5 * matrices  # each process's share of the gradients is a quarter
 
 
-@pytest.mark.parametrize(("schedule", "stages"), [pytest.param("1f1b", 1, marks=pytest.mark.slow), ("interleaved", 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("schedule", "stages"), [("1f1b", 1), ("interleaved", 2)])
 def test_a_pipeline_sends_of_each_row_the_same_and_holds_no_more_of_many_rows_than_of_a_few(schedule, stages):
     fields = {"model": {**MODEL, "n_layers": 8}, "micro_batch": 1, "vocab_size": 64}
     layout = {"pp": 4, "tp": 2, "schedule": schedule}
@@ -108,10 +109,10 @@ def test_recompute_trades_memory_and_the_fullest_rank_is_the_first():
         ({}, {"dp_shard": 4, "cp": 2}, "selective"),
         ({}, {"dp_shard": 4, "tp": 2}, "full"),
         pytest.param(EXPERTS, {"dp_shard": 8, "ep": 4}, "full", marks=pytest.mark.slow),
-        (EXPERTS, {"dp_shard": 4, "tp": 2, "ep": 4}, "none"),
+        pytest.param(EXPERTS, {"dp_shard": 4, "tp": 2, "ep": 4}, "none", marks=pytest.mark.slow),
         pytest.param(EXPERTS, {"dp_shard": 4, "tp": 2}, "full", marks=pytest.mark.slow),
         ({**EXPERTS, "n_experts": 4}, {"dp_shard": 8}, "none"),
-        ({}, {"pp": 4, "tp": 2}, "selective"),
+        pytest.param({}, {"pp": 4, "tp": 2}, "selective", marks=pytest.mark.slow),
         ({}, {"pp": 2, "dp_shard": 4, "schedule": "interleaved"}, "none"),
         ({"tied": True}, {"pp": 2, "dp_shard": 4, "schedule": "zero_bubble"}, "full"),
         pytest.param(EXPERTS, {"pp": 2, "dp_shard": 2, "tp": 2, "ep": 2}, "full", marks=pytest.mark.slow),

@@ -92,6 +92,7 @@ def test_a_run_learns_and_writes_what_a_planner_needs(corpus, tmp_path):
     assert set(end["energy_source"].split("+")) <= {"nvml", "rapl", "estimated"}
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_and_resume_gives_the_same_weights(corpus, tmp_path):
     fields = {"tokens": 40_000, "save_every_s": 0.05, **SMALL}
     pretrain(run_config(**fields), corpus, tmp_path / "whole", quiet=True)
