@@ -63,6 +63,8 @@ def _noise_80(laws: Sequence[Law]) -> float:
     """Half of the 80 % interval of the difference of two log losses, one run of each law: Student's t with Welch's degrees of
     freedom."""
     variances = [law.noise**2 for law in laws]
+    if not any(variances):
+        return 0.0
     freedom = sum(variances) ** 2 / sum(v**2 / law.freedom for v, law in zip(variances, laws, strict=True))
     return float(stats.t.ppf(0.9, freedom)) * math.sqrt(sum(variances))
 
