@@ -178,8 +178,8 @@ def test_a_process_is_said_to_have_begun_when_it_did(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code])
     after = time.time()
     process.wait()
-    tick = 2 / os.sysconf("SC_CLK_TCK")  # what the kernel counts processes' starts in
-    assert before - tick <= json.loads(path.read_text())["began"] <= after + tick
+    off = 0.25  # the kernel counts starts in ticks, by a clock that is not corrected as the system's is; the imports take longer
+    assert before - off <= json.loads(path.read_text())["began"] <= after + off
 
 
 HANGS = """

@@ -45,13 +45,13 @@ def test_a_slow_loader_is_an_event_of_the_run(corpus, tmp_path):
 
 class SlowLoader(Pretraining):
     def rows(self, step, rows):
-        time.sleep(0.05 if dist.get_rank() == 1 else 0)
+        time.sleep(0.15 if dist.get_rank() == 1 else 0)
         return super().rows(step, rows)
 
 
 def train_with_a_slow_loader(corpus, folder):
     start_processes()
-    config = run_config(tokens=60 * 4 * 32, seq_len=32, batch_size=4, model={"width": 16}, evaluate_tokens=512, device="cpu")
+    config = run_config(tokens=52 * 4 * 32, seq_len=32, batch_size=4, model={"width": 16}, evaluate_tokens=512, device="cpu")
     pretrain_with([], config, corpus, folder / "run", SlowLoader)
 
 
