@@ -57,6 +57,8 @@ def test_every_room_does_its_part_and_its_forecasts_are_scored(tmp_path):
     # So few steps of tuning may be refused by the gate; the time of the swap is then never measured.
     assert len(scored) >= 9 + found["learn"]["numbers"]["passed"] and len({one.forecast.kind for one in scored}) >= 6
     assert check_figures(tmp_path) > 500  # of the console, in all views
+    served = found["fleet"]["numbers"]["services"]
+    assert set(served) == {"chat", "rank"} and all(of["requests"] and not of["accepted_lost"] for of in served.values())
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     assert walked(tmp_path).keys() == found.keys()  # again: nothing is done twice
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")} == before

@@ -19,6 +19,7 @@ from tenfold.fleet.demo.wave import PEAK, Wave, demand_at, draw_arrivals, draw_d
 from tenfold.fleet.front.control import Front
 from tenfold.fleet.ledger import Lease
 from tenfold.fleet.slots.live import Live
+from tenfold.fleet.slots.slots import Demand
 from tenfold.spec.files import read_lines
 from tenfold.spec.forecasts import around
 
@@ -93,15 +94,15 @@ class Waves:
     def __init__(self, folder: Path, found: Measured, fleet: Live, bodies: Mapping[str, Body], seed: int):
         self._opened, self.arrivals, self._waves = ExitStack(), dict[str, list[float]](), dict[str, Wave]()
         for name, of in found.services.items():
-            day = _late(name, _days(name, of.per_slot, seed)[-1])
+            day = _delayed(name, _days(name, of.per_slot, seed)[-1])
             arrivals = self.arrivals[name] = draw_arrivals(day, found.hour_s, seed + SHAPES[name].seed + 1)
             wave = Wave(answers_file(folder, name), arrivals, bodies[name], fleet.fronts[name], fleet.world.clock)
             self._waves[name] = self._opened.enter_context(closing(wave))
         fleet.world.demands = {name: self._demand(name, found) for name in found.services}
 
-    def _demand(self, name: str, found: Measured) -> Callable[[float], Any]:
+    def _demand(self, name: str, found: Measured) -> Callable[[float], Demand]:
         wave, arrivals, of = self._waves[name], self.arrivals[name], found.services[name]
-        yesterday = _late(name, of.days[-1])
+        yesterday = _delayed(name, of.days[-1])
         return lambda now: demand_at(wave.passed(now), arrivals, yesterday, found.hour_s, of.per_slot)
 
     @property
@@ -115,11 +116,12 @@ class Waves:
 
 
 def answers_file(folder: Path, name: str) -> Path:
+    """Where the answers of a service's wave are kept."""
     return folder / f"answers-{name}.jsonl"
 
 
-def _late(name: str, day: Sequence[float]) -> list[float]:
-    """The rates by hour from the beginning of the waves on."""
+def _delayed(name: str, day: Sequence[float]) -> list[float]:
+    """The rates by hour from the beginning of the waves on: the day of a service may begin later."""
     return [day[0]] * SHAPES[name].begins_h + list(day)
 
 
@@ -155,4 +157,5 @@ def figures(folder: Path, name: str, hour_s: float, leases: list[Lease]) -> dict
 
 
 def read_measured(file: Path) -> Measured:
+    """What `measured.json` holds."""
     return convert(json.loads(file.read_text()), Measured)
