@@ -188,13 +188,15 @@ def test_a_plan_that_is_kept_is_a_forecast_of_its_time(tmp_path):
 
 
 def test_the_forecast_of_a_plan_names_the_calibration_that_it_used(tmp_path):
-    part = machine("h100")
-    written = write(Calibration(part.accelerator, part.constants, part.constants, 0.9, 1.0, 1.1, 1.1, 1.0, 0.4, "run"), tmp_path)
-    for key in ("h100", "b200"):  # only the first is calibrated
+    part, hashes = machine("h100"), []
+    for measured_s, key in ((1.1, "h100"), (1.1, "b200"), (1.1, "h100"), (1.2, "h100")):  # b200 is not calibrated
+        found = Calibration(part.accelerator, part.constants, part.constants, 0.9, 1.0, measured_s, measured_s, 1.0, 0.4, "run")
+        hashes.append(hashlib.sha256(write(found, tmp_path).read_bytes()).hexdigest())
         asked = ["plan", "--after", "llama-3.1-8b", "--gpus", "1024", "--accelerator", key, "--home", str(tmp_path)]
         tenfold([*asked, "--out", str(tmp_path / key)])
-    used, unused = (one.forecast.data for one in read_forecasts(tmp_path))
-    assert used == {"calibration.json": hashlib.sha256(written.read_bytes()).hexdigest()} and unused == {}
+    first, unused, other = (one.forecast.data for one in read_forecasts(tmp_path))  # the third plan is the first one again
+    assert (first, unused, other) == ({"calibration.json": hashes[0]}, {}, {"calibration.json": hashes[3]})
+    assert hashes[0] == hashes[2] != hashes[3]
 
 
 def test_the_chance_of_a_limit_is_that_of_the_range():

@@ -12,7 +12,7 @@ from run_configs import run_config
 from stop_at import pretrain_with
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.train import store
+from tenfold.train import checkpoint, store
 from tenfold.train.hooks import health
 from tenfold.train.hooks.health import LossSpikeDetector
 from tenfold.train.metrics import read_metrics
@@ -155,3 +155,26 @@ def test_a_run_that_waits_for_a_slow_upload_shows_its_watchdog_that_it_is_alive(
     fields = {"tokens": 3 * 4 * 32, "seq_len": 32, "batch_size": 4, "model": {"width": 16}, "evaluate_tokens": 512}
     pretrain(run_config(**fields, save_every_s=1e9, upload_to=str(tmp_path / "store")), corpus, tmp_path / "run", quiet=True)
     assert found == [True]
+
+
+def test_a_run_that_waits_for_a_slow_download_shows_its_watchdog_that_it_is_alive(tmp_path, monkeypatch):
+    beats, plain, model = [], store.download, torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters())
+    checkpoint.save(tmp_path / "here", 3, model, optimizer, {"of": "the store"})
+    store.upload(checkpoint.latest(tmp_path / "here"), str(tmp_path / "store"), keep=1)
+
+    def slow_download(*given):
+        beaten.clear()
+        assert beaten.wait(30)
+        return plain(*given)
+
+    beaten = threading.Event()
+    monkeypatch.setattr(store, "download", slow_download)
+    extra = checkpoint.restore_latest(
+        tmp_path / "there", model, optimizer, str(tmp_path / "store"), lambda: (beats.append(1), beaten.set())[0]
+    )
+    assert extra == {"of": "the store"}
+    time.sleep(0.5)
+    came = len(beats)
+    time.sleep(0.5)
+    assert len(beats) == came  # whoever hangs later is found

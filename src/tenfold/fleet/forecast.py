@@ -6,6 +6,7 @@ before, and the time of day. A bin is ten minutes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,17 @@ class DemandModel:
         return np.sort(np.stack(found, 1), -1)
 
 
+def require_scikit_learn() -> None:
+    """Raises NotInstalled where scikit-learn is missing."""
+    if find_spec("sklearn") is None:
+        raise NotInstalled("A forecast of demand needs scikit-learn: pip install 'tenfold[fleet]'.")
+
+
 def fit_demand(rates: np.ndarray, levels: tuple[float, ...] = LEVELS) -> DemandModel:
     """Fit to rates in bins of ten minutes. Raises TenfoldError for less than two and a half days of them."""
-    try:
-        from sklearn.linear_model import QuantileRegressor
-    except ImportError:
-        raise NotInstalled("A forecast of demand needs scikit-learn: pip install 'tenfold[fleet]'.") from None
+    require_scikit_learn()
+    from sklearn.linear_model import QuantileRegressor
+
     if len(rates) < 2 * DAY + AHEAD[-1]:
         raise TenfoldError(f"A forecast of demand needs two and a half days of it, not {len(rates) / DAY:.1f}.")
     floor = max(1e-6, 0.01 * float(np.median(rates)))

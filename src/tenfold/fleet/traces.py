@@ -16,15 +16,17 @@ MOST_RATE, LONGEST_S = 1e12, 3660 * 86_400.0
 LATEST_S = 253_402_300_800.0  # seconds since the epoch at the end of the year 9999, the last of ISO 8601
 
 
-def read_demand(path: Path, scale: float = 1.0) -> np.ndarray:
+def read_demand(path: Path, scale: float = 1.0, *, growing: bool = False) -> np.ndarray:
     """Requests/s every ten minutes, from a CSV file with a header and with seconds and requests/s in its first two columns.
 
     The value of a bin is the trace's at the start of the bin, linear between the two nearest rows: rows closer together than ten
-    minutes are sampled, not averaged. Raises TenfoldError where the file cannot be read or is no such trace.
+    minutes are sampled, not averaged. A last line without a line end is left out of a `growing` file, as it may be half written.
+    Raises TenfoldError where the file cannot be read or is no such trace.
     """
     try:
         with path.open(newline="") as file:
-            rows = [(float(row[0]), float(row[1])) for row in list(csv.reader(file))[1:] if len(row) > 1 and row[1].strip()]
+            lines = [line for line in file if not growing or line.endswith("\n")]
+        rows = [(float(row[0]), float(row[1])) for row in list(csv.reader(lines))[1:] if len(row) > 1 and row[1].strip()]
     except (OSError, ValueError, csv.Error) as error:
         raise TenfoldError(f"{path} is not a trace of demand, with seconds and requests/s in its first columns: {error}.") from None
     if len(rows) < 2 or not all(0 <= rate <= MOST_RATE for _, rate in rows):

@@ -4,6 +4,7 @@ each of them, and is back in time. Where the home has no ranker, there is chat's
 generations/fleet/  undisturbed/  trained/  measured.json  answers-SERVICE.jsonl  ledger.db  fleet.json
 """
 
+import json
 import os
 import time
 from contextlib import ExitStack, closing
@@ -109,7 +110,7 @@ def _live(home: Path, key: str, say: Say, part: Part) -> None:
         if not undisturbed.finished:
             say("A run trains undisturbed, to compare with.")
             run(open_launcher("local"), undisturbed.job(folder / "slot-2.lock", "", None, 30))
-        models = {"chat": (None if small else _released(home)) or undisturbed.directory, "rank": _ranker(home)}
+        models = {"chat": (None if small else _released(home)) or undisturbed.directory, "rank": _ranker(home, part.number)}
         servers = {name: Serving(name, model_path(path)) for name, path in models.items() if path}
         roles: dict[str, Role] = {"train": trained, **servers}
         owners = {slot: role for slot, role in OWNERS.items() if role in roles}
@@ -137,9 +138,10 @@ def _released(home: Path) -> Path | None:
     return Path(served["path"]) if served else None
 
 
-def _ranker(home: Path) -> Path | None:
-    """The ranker in service, else one that was trained in the circle; None where there is none."""
-    return _released(home / RANKING) or next((model.parent for model in sorted(home.glob("rank-*/model"))), None)
+def _ranker(home: Path, number: int) -> Path | None:
+    """The ranker that the ranking part of the `number`th circle left in service; None where there is no such part."""
+    served = home / RANKING / f"served-{number}.json"
+    return Path(json.loads(served.read_text())["in_service"]) if served.exists() else None
 
 
 def _measured(folder: Path, fleet: Live, seed: int, hours_s: tuple[float, float]) -> Measured:

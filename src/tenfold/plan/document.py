@@ -137,10 +137,10 @@ def plain(value: Any) -> Any:
 def record(home: Path, plan: Document, data: dict[str, str]) -> str:
     """Write a plan's wall-clock time to the record of forecasts in `home`, and return the forecast's key.
 
-    The key has the hash of the request and of the plan, so that the same plan is recorded once. `data` has the hash of each file
-    that the plan was made from, such as a calibration.
+    The key has the hash of the request, of the plan and of `data`, so that the same plan is recorded once, and anew after another
+    calibration. `data` has the hash of each file that the plan was made from, such as a calibration.
     """
-    planned = msgspec.json.encode([plan[part] for part in ("request", "model", "machine", "layout")], order="sorted")
+    planned = msgspec.json.encode([data, *(plan[part] for part in ("request", "model", "machine", "layout"))], order="sorted")
     quantiles = tuple(days * 86400 for days in plan["time"]["wall_days_quantiles"])
     key = f"plan/{hashlib.sha256(planned).hexdigest()[:12]}/seconds"
     # The record keeps the plan's own quantiles: outcomes change plans by `calibrate`, and not their intervals here.

@@ -54,16 +54,21 @@ class Verdict:
 
 
 def interleaved(lists: Iterable[dict[str, Any]], taken: set[tuple[str, str]]) -> list[Verdict]:
-    """The verdict for each pair of rankers: an interleaved list is won by the ranker of whose picks more were taken.
+    """The verdict for each pair of rankers: a user is won by the ranker of whose picks they took more, in all interleaved lists.
 
-    `taken` has (list id, item). Lists of one ranker are ignored.
+    A user counts once, since the lists of one person are not independent. `taken` has (list id, item). Lists of one ranker are
+    ignored.
     """
-    won: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    ahead: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by pair and user: picks taken of the second, less of the first
     for one in lists:
         if (teams := one.get("teams")) is not None:
-            clicks = Counter(team for item, team in zip(one["items"], teams, strict=True) if (one["id"], item) in taken)
-            won[one["model"]][int(np.sign(clicks[1] - clicks[0]))] += 1
-    return [_verdict(pair.split("|"), (count[-1], count[1]), count[0]) for pair, count in won.items()]
+            won = [2 * team - 1 for item, team in zip(one["items"], teams, strict=True) if (one["id"], item) in taken]
+            ahead[one["model"]][one["user_hash"]] += sum(won)
+    found = []
+    for pair, users in ahead.items():
+        count = Counter(np.sign(list(users.values())).tolist())
+        found.append(_verdict(pair.split("|"), (count[-1], count[1]), count[0]))
+    return found
 
 
 def split(lists: Iterable[dict[str, Any]], taken: set[tuple[str, str]]) -> list[Verdict]:

@@ -169,7 +169,8 @@ def _turn(home: Path, part: Part) -> dict[str, Any]:
         train = partial(train_on, home=home, options=options, task=NEWEST, quiet=True)
         wanted = Next(_next(part), store, _base(home, interactions), model=old)
         judged = train_next(home, wanted, train, Server(server))
-    return {**shown, "events": came + shown["users"], "passed": judged["passed"], "reason": judged["reason"]}
+    told = {key: judged[key] for key in ("passed", "reason", "in_service")}
+    return {**shown, "events": came + shown["users"], **told}
 
 
 def _base(home: Path, interactions: str) -> str:

@@ -19,6 +19,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,19 +175,25 @@ def load(path: Path, model: nn.Module, optimizer: Optimizers) -> dict[str, Any]:
 
 
 def restore_latest(
-    directory: Path, model: nn.Module, optimizer: Optimizers, uploaded_to: str | None = None
+    directory: Path,
+    model: nn.Module,
+    optimizer: Optimizers,
+    uploaded_to: str | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Load the newest intact checkpoint into model and optimizers; returns its `extra`, or None if there is no checkpoint.
 
     Damaged checkpoints are skipped with a warning. If the store `uploaded_to` has a newer checkpoint than the intact ones in
-    `directory`, it is downloaded first. Raises TenfoldError if all checkpoints are damaged, or the newest intact one belongs to
-    another model or optimizer. Only the run that trains in `directory` may call this, because it removes what an interrupted save
-    left behind.
+    `directory`, it is downloaded first; meanwhile `beat` is called regularly, as in `Saver`. Raises TenfoldError if all checkpoints
+    are damaged, or the newest intact one belongs to another model or optimizer. Only the run that trains in `directory` may call
+    this, because it removes what an interrupted save left behind.
     """
     _settle(directory)
     if uploaded_to is not None:
         after = _newest_intact(directory)
-        if on_first_process(lambda: store.download(uploaded_to, directory, after)):
+        with _beating(beat):
+            downloaded = on_first_process(lambda: store.download(uploaded_to, directory, after))
+        if downloaded:
             _settle(directory)
     candidates = on_first_process(lambda: _steps(directory))
     for path in reversed(candidates):
@@ -197,6 +204,22 @@ def restore_latest(
     if candidates:
         raise TenfoldError(f"Every checkpoint in {directory} is damaged: delete the folder to start the run again.")
     return None
+
+
+@contextmanager
+def _beating(beat: Callable[[], None]) -> Iterator[None]:
+    """Call `beat` regularly, in a thread, while the context is open."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(LOOK_S):
+            beat()
+
+    threading.Thread(target=go_on, name="beating", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _newest_intact(directory: Path) -> int:

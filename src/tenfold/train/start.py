@@ -58,7 +58,7 @@ def start_run(task: Task, config: RunConfig, directory: Path, watchdog: Watchdog
     model, dims, facts = _make_model(task, config, resolved)
     watchdog.beat()
     optimizers = make_optimizers(model, resolved.spec, resolved.h, config.optimizer.name)
-    saved = checkpoint.restore_latest(directory / "checkpoint", model, optimizers, config.checkpoint.upload_to)
+    saved = checkpoint.restore_latest(directory / "checkpoint", model, optimizers, config.checkpoint.upload_to, watchdog.beat)
     watchdog.beat()
     state = _restored(task, saved)
     on_first_process(lambda: require_progress(directory, state.step))

@@ -14,7 +14,7 @@ from tenfold.fleet.cluster.launched import LaunchedWorld
 from tenfold.fleet.cluster.places import DOWN, TRAIN, owners
 from tenfold.fleet.cluster.reconcile import reconcile
 from tenfold.fleet.fleet_file import FleetFile, ServiceTable, read_fleet
-from tenfold.fleet.forecast import AHEAD, DAY, DemandModel, fit_demand
+from tenfold.fleet.forecast import AHEAD, DAY, DemandModel, fit_demand, require_scikit_learn
 from tenfold.fleet.ledger import Ledger
 from tenfold.fleet.operate.operate import CONTROLLER
 from tenfold.fleet.pools import Policy, Service, Size
@@ -111,6 +111,7 @@ class DemandFiles:
     """
 
     def __init__(self, tables: Mapping[str, ServiceTable]):
+        require_scikit_learn()  # now, and not when there are two and a half days of demand
         self._tables = tables
         self._read: dict[str, float] = {}  # by service: the modification time of its file when it was read
         self._faulty: set[str] = set()  # services whose file could not be read at the last attempt
@@ -128,7 +129,7 @@ class DemandFiles:
         """The rates in a service's file; None, and its error printed once, where it is faulty but was read before."""
         table = self._tables[name]
         try:
-            rates = read_demand(Path(table.demand_csv), table.demand_scale)
+            rates = read_demand(Path(table.demand_csv), table.demand_scale, growing=True)
         except TenfoldError as error:
             if name not in self._read:
                 raise
