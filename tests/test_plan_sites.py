@@ -311,3 +311,9 @@ def test_the_walk_plans_for_the_newest_plan_and_repeats_itself(tmp_path):
     (made,) = read_forecasts(tmp_path)
     assert (made.forecast.kind, made.forecast.unit) == ("demand", "million hours/year")
     assert written["forecast"] == made.forecast.key
+    (tmp_path / "rank" / "plan.json").unlink()
+    own, text = tmp_path / "demand.toml", example_text("demand.toml").replace("[2, 1, 2, 2, 2, 2, 1]", "[2, 1]")
+    for hours in ("800e6", "900e6"):  # another file of demand is another forecast
+        own.write_text(text.replace("800e6", hours))
+        walk(tmp_path, said.append, demand_file=str(own))
+    assert len({one.forecast.key for one in read_forecasts(tmp_path)}) == 3

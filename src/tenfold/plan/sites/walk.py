@@ -38,12 +38,14 @@ def walk(home: Path, say: Callable[[str], None], sites_file: str | None = None, 
     demand = demand if demand_file else replace(demand, branches=BRANCHES)
     asked = Question(portfolio(sites, demand), demand, Aim(sites.cvar_share))
     grown = asked.grown()
-    data = {str(plan.relative_to(home)): file_sha256(plan)} if plan else {}
-    key = f"sites/hours/{next(iter(data.values()))[:12] if data else 'example'}"
+    planned = str(plan.relative_to(home)) if plan else None
+    data = {planned: file_sha256(home / planned)} if planned else {}
+    data |= {str(Path(given)): file_sha256(Path(given)) for given in (sites_file, demand_file) if given}
+    key = f"sites/hours/{'-'.join(one[:12] for one in data.values()) or 'example'}"
     quantiles = next_quantiles(grown.tree)
     forecast(home, Forecast(key=key, who="sites", kind="demand", unit="million hours/year", quantiles=quantiles, data=data))
     document = answer(asked, grown, staging(asked.portfolio, grown.tree, asked.aim))
-    write_json(home / FILE, {**document, "plan": next(iter(data), None), "forecast": key})
+    write_json(home / FILE, {**document, "plan": planned, "forecast": key})
     say(f"sites: {document['sentence']}")
     numbers = ("expected_usd", "cvar95_usd", "value_of_staging_usd", "value_of_one_more_rung_usd", "begin_now")
     return {**{name: document[name] for name in numbers}, "files": [FILE]}
