@@ -8,21 +8,23 @@ uses the packages of another environment, and installs only Tenfold.
     python -m bench.guides docs/guides/plugin.md --show       # one document, with the output of its commands
     python -m bench.guides --packages-of .venv/bin/python     # without downloads
 
-Writes bench/results/guides.json if all documents were run.
+Writes the rows of each document that was run to bench/results/guides.json.
 """
 
+import json
 import os
 import re
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from bench.harness import ROOT, Row, options, write_results
+from bench.harness import RESULTS, ROOT, Row, options, write_results
 
 DOCUMENTS = ("README.md", *(f"docs/guides/{name}.md" for name in ("this-machine", "one-gpu-machine", "slurm", "plugin")))
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -91,7 +93,6 @@ def main() -> None:
     parser.add_argument("--packages-of", metavar="PYTHON", help="the interpreter whose packages the clones use")
     parser.add_argument("--show", action="store_true", help="print what the commands print")
     asked = parser.parse_args()
-    rows: list[Row] = []
     for document in asked.documents:
         text = (ROOT / document).read_text()
         with tempfile.TemporaryDirectory() as folder:
@@ -100,13 +101,22 @@ def main() -> None:
             if asked.show or row["exit"]:
                 print(f"{row['commands']}{row['printed']}")
             print(f"{document}: exit {row['exit']} after {row['seconds']:.1f} s")
-        rows += [{"document": document, **{key: row[key] for key in ("commands", "exit", "seconds")}} for row in ran]
         if len(ran) < len(blocks(text)) or any(row["exit"] for row in ran):
             raise SystemExit(f"{document}: a command failed.")
-    if set(asked.documents) == set(DOCUMENTS):
-        minutes = sum(row["seconds"] for row in rows) / 60
-        what = f"every command of the README and of {len(DOCUMENTS) - 1} guides, in clean clones"
-        write_results("guides", rows, [(what, f"all {len(rows)} blocks exit 0, {minutes:.0f} minutes")])
+        if document in DOCUMENTS:
+            _keep(document, ran)
+
+
+def _keep(document: str, ran: Sequence[Row]) -> None:
+    """Replace a document's rows in the results."""
+    file = RESULTS / "guides.json"
+    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = [row for row in before if row["document"] != document]
+    rows += [{"document": document, **{key: row[key] for key in ("commands", "exit", "seconds")}} for row in ran]
+    rows.sort(key=lambda row: DOCUMENTS.index(row["document"]))
+    ended, minutes = {row["document"] for row in rows}, sum(row["seconds"] for row in rows) / 60
+    what = f"every command of {len(ended)} of {len(DOCUMENTS)} documents, README and guides, in clean clones"
+    write_results("guides", rows, [(what, f"all {len(rows)} blocks exit 0, {minutes:.0f} minutes")])
 
 
 if __name__ == "__main__":

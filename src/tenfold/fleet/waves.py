@@ -83,7 +83,7 @@ def forecasts_of(name: str, found: Measured, back_s: float) -> dict[str, tuple[s
     of = found.services[name]
     return {
         "demand": ("requests", forecast_peak(of.days, found.hour_s)),
-        "switch_seconds": ("s", around(of.start_s + 1, 0.4)),  # the owner saves and leaves, the server starts
+        "switch_seconds": ("s", around(of.start_s + 1, 0.15)),  # the owner saves and leaves, the server starts
         "lost_work_s": ("s", around(back_s + 0.3, 0.6)),  # it leaves, and later starts again
     }
 

@@ -135,7 +135,8 @@ def _swap(old: Path, new: Path, home: Path) -> dict[str, Any]:
     if not file.exists():
         began = time.monotonic()
         with _served(old, home / "feedback.db") as server:
-            quantiles = around(time.monotonic() - began, 0.8)  # as long as a start; the load may make it half or twice that
+            # A swap imports no packages, which is half of a small model's start; a large model takes as long as its start.
+            quantiles = around(0.7 * (time.monotonic() - began), 0.35)
             made = Forecast(key=key, who="learn", kind="switch_seconds", unit="s", quantiles=quantiles, data={"gate.json": judged})
             forecast(home, made)
             write_versioned(file, _under_load(server, new))
