@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from scipy.stats import binomtest
@@ -70,11 +70,14 @@ def in_row(one: Scored) -> Row:
 
 
 def headline(rows: list[Row]) -> Headline:
-    took = [next(row["seconds"] for row in reversed(rows) if (row["number"] > 1) is again) for again in (False, True)]
+    took = [[row["seconds"] for row in rows if (row["number"] > 1) is again] for again in (False, True)]
     held = [one["held"] for row in rows for one in row["forecasts"]]
     kinds = {one["kind"] for row in rows for one in row["forecasts"]}
-    found = f"{took[0]:.0f} s, {took[1]:.0f} s; 80 % ranges of {len(kinds)} kinds held in {sum(held)} of {len(held)} forecasts"
-    yield "the whole circle in a clean home, the next at ten times its compute", found
+    found = ", ".join(f"{median(of):.0f} s ({min(of):.0f} to {max(of):.0f})" for of in took if of)
+    yield (
+        f"the whole circle in a clean home, the next at ten times its compute, {len(took[0])} homes",
+        f"{found}; 80 % ranges of {len(kinds)} kinds held in {sum(held)} of {len(held)} forecasts",
+    )
     lowest = min((of_kind(rows, kind), kind) for kind in kinds)
     yield "the kind that is least calibrated, p", f"{lowest[1]}, {lowest[0]:.3f}"
     for kind in COMPARED:
