@@ -16,6 +16,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--packages-of", metavar="PYTHON", help="the interpreter whose packages the clones use")
     parser.add_argument("--show", action="store_true", help="print what the commands print")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what a document started is ended
     for document in asked.documents:
         text = (ROOT / document).read_text()
         with tempfile.TemporaryDirectory() as folder:
