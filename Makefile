@@ -50,7 +50,7 @@ nightly: setup
 	  llama-cpp-python==0.3.36
 	$(BIN)/pytest -m 'slow or not slow' --timeout 3600
 
-# Runs every command of the README and of the guides as written, in clean clones: about half an hour on two cores.
+# Runs every command of the README and of the guides as written, in clean clones: about 40 minutes on two cores.
 guides: setup
 	$(BIN)/python -m bench.guides --packages-of $(BIN)/python
 

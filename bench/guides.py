@@ -4,7 +4,7 @@ The code blocks marked `sh` are run. Those of one document run in one shell, fro
 stops at the first command that fails. A clone installs what it needs by `make setup`, as the documents say. With `--packages-of` it
 uses the packages of another environment, and installs only Tenfold.
 
-    python -m bench.guides                                    # all documents: about half an hour on two cores
+    python -m bench.guides                                    # all documents: about 40 minutes on two cores
     python -m bench.guides docs/guides/plugin.md --show       # one document, with the output of its commands
     python -m bench.guides --packages-of .venv/bin/python     # without downloads
 
@@ -88,6 +88,18 @@ def _end(group: int, clone: Path) -> None:
                 process.kill()
 
 
+def _keep(document: str, ran: Sequence[Row]) -> None:
+    """Replace a document's rows in the results."""
+    file = RESULTS / "guides.json"
+    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = [row for row in before if row["document"] != document]
+    rows += [{"document": document, **{key: row[key] for key in ("commands", "exit", "seconds")}} for row in ran]
+    rows.sort(key=lambda row: DOCUMENTS.index(row["document"]))
+    ended, minutes = {row["document"] for row in rows}, sum(row["seconds"] for row in rows) / 60
+    what = f"every command of {len(ended)} of {len(DOCUMENTS)} documents, README and guides, in clean clones"
+    write_results("guides", rows, [(what, f"all {len(rows)} blocks exit 0, {minutes:.0f} minutes")])
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("documents", nargs="*", default=DOCUMENTS)
@@ -107,18 +119,6 @@ def main() -> None:
             raise SystemExit(f"{document}: a command failed.")
         if document in DOCUMENTS:
             _keep(document, ran)
-
-
-def _keep(document: str, ran: Sequence[Row]) -> None:
-    """Replace a document's rows in the results."""
-    file = RESULTS / "guides.json"
-    before = json.loads(file.read_text())["rows"] if file.exists() else []
-    rows = [row for row in before if row["document"] != document]
-    rows += [{"document": document, **{key: row[key] for key in ("commands", "exit", "seconds")}} for row in ran]
-    rows.sort(key=lambda row: DOCUMENTS.index(row["document"]))
-    ended, minutes = {row["document"] for row in rows}, sum(row["seconds"] for row in rows) / 60
-    what = f"every command of {len(ended)} of {len(DOCUMENTS)} documents, README and guides, in clean clones"
-    write_results("guides", rows, [(what, f"all {len(rows)} blocks exit 0, {minutes:.0f} minutes")])
 
 
 if __name__ == "__main__":

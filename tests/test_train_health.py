@@ -12,7 +12,7 @@ from run_configs import run_config
 from stop_at import pretrain_with
 
 from tenfold.spec.errors import TenfoldError
-from tenfold.train import checkpoint, store
+from tenfold.train import store
 from tenfold.train.hooks import health
 from tenfold.train.hooks.health import LossSpikeDetector
 from tenfold.train.metrics import read_metrics
@@ -141,40 +141,22 @@ def test_one_high_loss_among_others_is_no_spike():
         detector.look(9.0 if step % 50 == 0 else 4.0, step)
 
 
-def test_a_run_that_waits_for_a_slow_upload_shows_its_watchdog_that_it_is_alive(corpus, tmp_path, monkeypatch):
-    """The only save is the one at the end, when no steps are left to beat the watchdog: the upload ends when the wait has done so."""
-    beaten, found = threading.Event(), []
+@pytest.mark.parametrize("transfer", ["upload", "download"])
+def test_a_run_that_waits_for_its_store_shows_its_watchdog_that_it_is_alive(transfer, corpus, tmp_path, monkeypatch):
+    """The upload is that of the save at the end, and the download comes before the first step: no steps beat the watchdog. Either
+    ends when the wait for it has done so."""
+    beaten, found, plain, beat = threading.Event(), [], getattr(store, transfer), Watchdog.beat
 
-    def slow_upload(*_):
+    def slow(*given):
         beaten.clear()
         found.append(beaten.wait(30))
+        return plain(*given)
 
-    plain = Watchdog.beat
-    monkeypatch.setattr(Watchdog, "beat", lambda watchdog, step=None: (plain(watchdog, step), beaten.set())[0])
-    monkeypatch.setattr(store, "upload", slow_upload)
+    monkeypatch.setattr(Watchdog, "beat", lambda watchdog, step=None: (beat(watchdog, step), beaten.set())[0])
+    monkeypatch.setattr(store, transfer, slow)
     fields = {"tokens": 3 * 4 * 32, "seq_len": 32, "batch_size": 4, "model": {"width": 16}, "evaluate_tokens": 512}
     pretrain(run_config(**fields, save_every_s=1e9, upload_to=str(tmp_path / "store")), corpus, tmp_path / "run", quiet=True)
     assert found == [True]
-
-
-def test_a_run_that_waits_for_a_slow_download_shows_its_watchdog_that_it_is_alive(tmp_path, monkeypatch):
-    beats, plain, model = [], store.download, torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD(model.parameters())
-    checkpoint.save(tmp_path / "here", 3, model, optimizer, {"of": "the store"})
-    store.upload(checkpoint.latest(tmp_path / "here"), str(tmp_path / "store"), keep=1)
-
-    def slow_download(*given):
-        beaten.clear()
-        assert beaten.wait(30)
-        return plain(*given)
-
-    beaten = threading.Event()
-    monkeypatch.setattr(store, "download", slow_download)
-    extra = checkpoint.restore_latest(
-        tmp_path / "there", model, optimizer, str(tmp_path / "store"), lambda: (beats.append(1), beaten.set())[0]
-    )
-    assert extra == {"of": "the store"}
     time.sleep(0.5)
-    came = len(beats)
-    time.sleep(0.5)
-    assert len(beats) == came  # whoever hangs later is found
+    beaten.clear()
+    assert not beaten.wait(1)  # nobody beats for a run that would hang from here on

@@ -40,7 +40,7 @@ def walk(home: Path, say: Callable[[str], None], sites_file: str | None = None, 
     grown = asked.grown()
     planned = str(plan.relative_to(home)) if plan else None
     data = {planned: file_sha256(home / planned)} if planned else {}
-    data |= {str(Path(given)): file_sha256(Path(given)) for given in (sites_file, demand_file) if given}
+    data |= {given: file_sha256(Path(given)) for given in (sites_file, demand_file) if given}
     key = f"sites/hours/{'-'.join(one[:12] for one in data.values()) or 'example'}"
     quantiles = next_quantiles(grown.tree)
     forecast(home, Forecast(key=key, who="sites", kind="demand", unit="million hours/year", quantiles=quantiles, data=data))
